@@ -1,0 +1,1 @@
+"""The paper's experiments, re-run: ``python -m benchmarks --help``."""

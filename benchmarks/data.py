@@ -1,0 +1,198 @@
+"""Datasets as arrays: scikit-learn's digits, TFDS's MNIST, or an ``.npz`` file of your own.
+
+Images are decoded once and cached as arrays; everything after this module works on arrays.
+"""
+
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks import tfds_source
+
+NAMES = ("digits", "mnist")
+
+
+class Dataset(NamedTuple):
+    """A labelled image set in memory.
+
+    Attributes:
+      name: what results call it.
+      x_train: ``[n, height, width]``, uint8 (0 to 255) or float32 (used as it is).
+      y_train: int32 ``[n]``, 0 to num_classes - 1.
+      x_test: like ``x_train``.
+      y_test: like ``y_train``.
+    """
+
+    name: str
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes, from the largest label."""
+        return int(max(self.y_train.max(), self.y_test.max())) + 1
+
+    def validation(self) -> "Dataset":
+        """The same set with the last sixth of the training data in place of the test data.
+
+        For choosing hyper-parameters: the test data is not looked at.
+        """
+        keep = len(self.x_train) * 5 // 6
+        return Dataset(
+            self.name,
+            self.x_train[:keep],
+            self.y_train[:keep],
+            self.x_train[keep:],
+            self.y_train[keep:],
+        )
+
+
+def load(source: str, *, data_dir: str | None = None) -> Dataset:
+    """Loads a dataset by name or from an ``.npz`` file.
+
+    Args:
+      source: one of `NAMES`, or the path of an ``.npz`` file with the arrays x_train, y_train,
+        x_test and y_test.
+      data_dir: where TFDS keeps prepared datasets; by default ``TFDS_DATA_DIR`` or TFDS's own.
+
+    Returns:
+      The `Dataset`.
+
+    Raises:
+      ValueError: an unknown name or a malformed file.
+      FileNotFoundError: no such file.
+      RuntimeError: the data is not prepared here and cannot be downloaded.
+    """
+    if source.endswith(".npz"):
+        return _load_npz(Path(source))
+    if source == "digits":
+        return _load_digits()
+    if source in NAMES:
+        return _load_tfds(source, data_dir)
+    raise ValueError(
+        f"Unknown dataset {source!r}; expected one of {', '.join(NAMES)}, or the path of an .npz "
+        "file."
+    )
+
+
+def _load_digits() -> Dataset:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    labels = digits.target.astype(np.int32)
+    # The writers of the last 500 digits are not among those of the first: an honest test set.
+    return Dataset("digits", images[:-500], labels[:-500], images[-500:], labels[-500:])
+
+
+def _load_tfds(name: str, data_dir: str | None) -> Dataset:
+    source = tfds_source.open_source(name, data_dir)
+    cache = cache_dir() / f"{name}-{source.version}.npz"
+    if cache.exists():
+        try:
+            return _load_npz(cache)._replace(name=name)
+        except ValueError:
+            cache.unlink()  # Cut short by an earlier kill; decoded anew below.
+    arrays = {}
+    for split in ("train", "test"):
+        arrays[f"x_{split}"], arrays[f"y_{split}"] = source.read(split)
+    _write_atomically(cache, arrays)
+    return Dataset(name, **arrays)
+
+
+def cache_dir() -> Path:
+    """Where decoded arrays are kept: ``RGO_JAX_CACHE``, or rgo_jax under the user's cache."""
+    named = os.environ.get("RGO_JAX_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rgo_jax"
+
+
+def _write_atomically(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    os.replace(file.name, path)
+
+
+def _load_npz(path: Path) -> Dataset:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected an .npz file of arrays.")
+    arrays = {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = {"x_train", "y_train", "x_test", "y_test"} - set(file.files)
+            if not missing:
+                arrays = {name: file[name] for name in Dataset._fields[1:]}
+            found = ", ".join(file.files) or "nothing"
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, AttributeError) as error:
+        raise ValueError(
+            f"{path}: not a readable .npz file of plain arrays ({error}). Write it with "
+            "numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)."
+        ) from error
+    if missing:
+        raise ValueError(
+            f"{path}: has no {', '.join(sorted(missing))} (it has {found}); expected the arrays "
+            "x_train, y_train, x_test and y_test."
+        )
+    for split in ("train", "test"):
+        arrays[f"x_{split}"] = _check_images(path, f"x_{split}", arrays[f"x_{split}"])
+        arrays[f"y_{split}"] = _check_labels(
+            path, f"y_{split}", arrays[f"y_{split}"], len(arrays[f"x_{split}"])
+        )
+    if arrays["x_train"].shape[1:] != arrays["x_test"].shape[1:]:
+        raise ValueError(
+            f"{path}: x_train has images of shape {arrays['x_train'].shape[1:]} and x_test of "
+            f"{arrays['x_test'].shape[1:]}; expected the same."
+        )
+    if arrays["x_train"].dtype != arrays["x_test"].dtype:
+        raise ValueError(
+            f"{path}: x_train has dtype {arrays['x_train'].dtype} and x_test "
+            f"{arrays['x_test'].dtype}; expected the same."
+        )
+    return Dataset(path.stem, **arrays)
+
+
+def _check_images(path: Path, name: str, images: np.ndarray) -> np.ndarray:
+    if images.ndim == 4 and images.shape[-1] == 1:
+        images = images[..., 0]
+    if images.ndim != 3 or not images.size:
+        raise ValueError(
+            f"{path}: {name} has shape {images.shape}; expected grey images [n, height, width] or "
+            "[n, height, width, 1], with n at least 1."
+        )
+    if images.dtype == np.uint8:
+        return images
+    if not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(
+            f"{path}: {name} has dtype {images.dtype}; expected uint8 (0 to 255) or floating point "
+            "(0 to 1)."
+        )
+    if not np.isfinite(images).all():
+        raise ValueError(f"{path}: {name} has values that are not finite; expected 0 to 1.")
+    if np.abs(images).max() > 10:
+        raise ValueError(
+            f"{path}: {name} has floating-point values from {images.min()} to {images.max()}; "
+            "expected 0 to 1. Divide by 255, or store uint8."
+        )
+    return images.astype(np.float32)
+
+
+def _check_labels(path: Path, name: str, labels: np.ndarray, count: int) -> np.ndarray:
+    if labels.shape != (count,):
+        raise ValueError(
+            f"{path}: {name} has shape {labels.shape}; expected ({count},), one label an image."
+        )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"{path}: {name} has dtype {labels.dtype}; expected integers.")
+    if labels.min() < 0:
+        raise ValueError(
+            f"{path}: {name} has the label {labels.min()}; expected 0 to num_classes - 1."
+        )
+    return labels.astype(np.int32)

@@ -1,0 +1,136 @@
+"""Every number of every experiment, in one place."""
+
+import dataclasses
+from typing import Any
+
+import optax
+
+from benchmarks.data import NAMES as DATASETS
+from benchmarks.models import HEADS
+from benchmarks.tasks import SEQUENCES
+
+SCHEDULES = ("constant", "cosine")
+_POSITIVE = ("num_tasks", "examples_per_task", "epochs", "batch_size", "learning_rate", "alpha")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One experiment but for its method and seeds.
+
+    Attributes:
+      sequence: a key of `SEQUENCES`.
+      dataset: a name of `benchmarks.data.NAMES`, or the path of an ``.npz`` file.
+      preset: the key of `PRESETS` that the rest began with.
+      head: a key of `HEADS`.
+      learning_rate: of SGD, at the start of each task.
+      schedule: "constant", or "cosine": from learning_rate to 0 inside each task.
+      num_tasks: the length of the sequence.
+      examples_per_task: drawn anew from the training data for each task.
+      epochs: over those examples.
+      batch_size: in training and in the curvature pass.
+      hidden: widths of the hidden layers.
+      alpha: RGO's alpha.
+      validation: measure accuracy on held-out training data instead of the test data.
+    """
+
+    sequence: str
+    dataset: str
+    preset: str
+    head: str
+    learning_rate: float
+    schedule: str
+    num_tasks: int
+    examples_per_task: int
+    epochs: int
+    batch_size: int
+    hidden: tuple[int, ...]
+    alpha: float = 1.0
+    validation: bool = False
+
+    @property
+    def steps_per_task(self) -> int:
+        """Optimizer steps in one task."""
+        return self.epochs * (self.examples_per_task // self.batch_size)
+
+    def learning_rate_schedule(self) -> optax.Schedule:
+        """The learning rate over the steps of the whole sequence, the same in every task."""
+        if self.schedule == "constant":
+            return optax.constant_schedule(self.learning_rate)
+        within_task = optax.cosine_decay_schedule(self.learning_rate, self.steps_per_task)
+        return lambda count: within_task(count % self.steps_per_task)
+
+
+# What to do inside a protocol. A key present here overrides the protocol's.
+PRESETS: dict[str, dict[str, Any]] = {
+    # The paper's own setting, as far as the paper tells.
+    "paper": {"head": "shared", "schedule": "constant"},
+    # Chosen on held-out training data (benchmarks/results/validation); never on test data.
+    "recommended": {"head": "frozen", "schedule": "cosine", "learning_rate": 0.2},
+}
+
+# The protocol "los" of the paper's Table 1, and a small one for the embedded digits.
+_LOS: dict[str, Any] = {
+    "learning_rate": 0.1,
+    "num_tasks": 20,
+    "examples_per_task": 10_000,
+    "epochs": 1,
+    "batch_size": 10,
+    "hidden": (256, 256),
+}
+_SMALL: dict[str, Any] = _LOS | {
+    "num_tasks": 10,
+    "examples_per_task": 1_000,
+    "epochs": 5,
+    "hidden": (100, 100),
+}
+_PROTOCOLS: dict[str, dict[str, Any]] = {"mnist": _LOS, "digits": _SMALL}
+
+BENCHMARKS = tuple(f"{sequence}-{dataset}" for sequence in SEQUENCES for dataset in DATASETS)
+
+
+def config(
+    benchmark: str, preset: str = "paper", data: str | None = None, **changes: Any
+) -> Config:
+    """Resolves a benchmark's name, a preset and single changes to a `Config`.
+
+    Args:
+      benchmark: one of `BENCHMARKS`; or, with ``data``, a key of `SEQUENCES`.
+      preset: a key of `PRESETS`.
+      data: the path of an ``.npz`` file to make tasks of.
+      **changes: fields of `Config` that override all else; None leaves a field as it is.
+
+    Returns:
+      The `Config`.
+
+    Raises:
+      ValueError: an unknown name; a value outside its range.
+    """
+    if data is not None:
+        _check_known("benchmark for --data", benchmark, tuple(SEQUENCES))
+        sequence, dataset, protocol = benchmark, data, _LOS
+    else:
+        _check_known("benchmark", benchmark, BENCHMARKS)
+        sequence, dataset = benchmark.split("-", 1)
+        protocol = _PROTOCOLS[dataset]
+    _check_known("preset", preset, tuple(PRESETS))
+    given = {name: value for name, value in changes.items() if value is not None}
+    values = {"sequence": sequence, "dataset": dataset, "preset": preset}
+    resolved = Config(**(values | protocol | PRESETS[preset] | given))
+    _check_known("head", resolved.head, tuple(HEADS))
+    _check_known("schedule", resolved.schedule, SCHEDULES)
+    for name in (
+        "num_tasks",
+        "examples_per_task",
+        "epochs",
+        "batch_size",
+        "learning_rate",
+        "alpha",
+    ):
+        if not getattr(resolved, name) > 0:
+            raise ValueError(f"{name} is {getattr(resolved, name)}; expected more than 0.")
+    return resolved
+
+
+def _check_known(what: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise ValueError(f"Unknown {what} {name!r}; expected one of {', '.join(known)}.")

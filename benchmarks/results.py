@@ -1,0 +1,186 @@
+"""Results on disk: one JSON for each method of a benchmark, with all it takes to repeat it."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import rgo_jax
+from benchmarks.train import Run
+
+_FORMAT = 1
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+
+class Result(NamedTuple):
+    """One file of results.
+
+    Attributes:
+      benchmark: such as "permuted-mnist".
+      method: a key of `benchmarks.methods.METHODS`.
+      preset: a key of `benchmarks.presets.PRESETS`.
+      changes: fields of the configuration that differ from the preset's.
+      config: the whole configuration.
+      seeds: one for each entry of ``r``.
+      r: ``[num_seeds, num_tasks, num_tasks]``, see `benchmarks.train.Run`.
+      losses: ``[num_seeds, num_tasks]``.
+      seconds: wall time: "compile", "tasks" (a list), "total".
+      provenance: "command", "commit", "versions", "device", "date".
+    """
+
+    benchmark: str
+    method: str
+    preset: str
+    changes: dict[str, Any]
+    config: dict[str, Any]
+    seeds: list[int]
+    r: np.ndarray
+    losses: np.ndarray
+    seconds: dict[str, Any]
+    provenance: dict[str, Any]
+
+    @property
+    def acc(self) -> np.ndarray:
+        """ACC of each seed, in percent."""
+        return 100 * np.asarray(rgo_jax.average_accuracy(self.r))
+
+    @property
+    def bwt(self) -> np.ndarray:
+        """BWT of each seed, in percent."""
+        return 100 * np.asarray(rgo_jax.backward_transfer(self.r))
+
+    @property
+    def accuracy_curve(self) -> np.ndarray:
+        """``[num_seeds, num_tasks]``: mean accuracy in percent over the tasks so far."""
+        return 100 * np.nanmean(self.r, axis=2)
+
+    @property
+    def file_name(self) -> str:
+        """The file's name: the method and what differs from the preset "paper"."""
+        parts = [self.method]
+        if self.preset != "paper":
+            parts.append(f"preset={self.preset}")
+        parts += [f"{name}={value}" for name, value in sorted(self.changes.items())]
+        return "_".join(parts).replace("/", "-").replace(" ", "") + ".json"
+
+
+def collect(
+    benchmark: str,
+    method: str,
+    preset: str,
+    changes: dict[str, Any],
+    config: dict[str, Any],
+    run: Run,
+    command: str,
+) -> Result:
+    """Puts a finished run together with where it came from."""
+    tasks = [round(seconds, 3) for seconds in run.task_seconds]
+    compiled = round(run.compile_seconds, 3)
+    return Result(
+        benchmark=benchmark,
+        method=method,
+        preset=preset,
+        changes=changes,
+        config=config,
+        seeds=list(range(len(run.r))),
+        r=run.r,
+        losses=run.losses,
+        seconds={"compile": compiled, "tasks": tasks, "total": round(compiled + sum(tasks), 3)},
+        provenance={
+            "command": command,
+            "commit": _commit(),
+            "versions": {"python": platform.python_version()}
+            | {name: importlib.metadata.version(name) for name in _PACKAGES},
+            "device": _device(),
+            "date": datetime.date.today().isoformat(),
+        },
+    )
+
+
+def save(result: Result, folder: Path) -> Path:
+    """Writes ``folder/benchmark/method….json`` atomically: a kill leaves the old file whole."""
+    content: dict[str, Any] = {"format": _FORMAT} | result._asdict()
+    content["r"] = [
+        [[None if np.isnan(x) else round(float(x), 6) for x in row] for row in matrix]
+        for matrix in result.r
+    ]
+    content["losses"] = np.round(result.losses, 6).tolist()
+    # A line for each field, so that a change reads well in a diff.
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
+    path = folder / result.benchmark / result.file_name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, f"{{\n{lines}\n}}\n")
+    return path
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file so that a kill leaves either the old or the new content."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        file.write(text)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+def load(path: Path) -> Result:
+    """Reads a file that `save` wrote.
+
+    Raises:
+      ValueError: the file is something else.
+    """
+    try:
+        content = json.loads(path.read_text())
+        if content.pop("format") != _FORMAT:
+            raise ValueError("another format")
+        content["r"] = np.array(content["r"], float)
+        content["losses"] = np.array(content["losses"], float)
+        return Result(**content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: not a results file of format {_FORMAT} ({error}). Move it away, or write it "
+            "anew with python -m benchmarks."
+        ) from error
+
+
+def load_all(folder: Path) -> list[Result]:
+    """All results below a folder, in the order of their paths."""
+    return [load(path) for path in sorted(folder.glob("*/*.json"))]
+
+
+def _commit() -> str:
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!results")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown (not a git checkout)"
+    return commit + (" with local changes" if changed else "")
+
+
+def _device() -> str:
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return f"{len(jax.devices())} x {device.device_kind}"
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    return f"CPU, {os.cpu_count()} cores, {model}"

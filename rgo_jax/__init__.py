@@ -1,0 +1,33 @@
+"""Recursive Gradient Optimization (ICLR 2022) for optax: continual learning without replay."""
+
+from rgo_jax._curvature import curvature_output as curvature_output
+from rgo_jax._fel import fel_encode as fel_encode
+from rgo_jax._fel import fel_permutation as fel_permutation
+from rgo_jax._metrics import average_accuracy as average_accuracy
+from rgo_jax._metrics import backward_transfer as backward_transfer
+from rgo_jax._rls import consolidate as consolidate
+from rgo_jax._rls import rls_update as rls_update
+from rgo_jax._state import RgoState as RgoState
+from rgo_jax._stats import ProjectionStats as ProjectionStats
+from rgo_jax._stats import projection_memory as projection_memory
+from rgo_jax._stats import projection_stats as projection_stats
+from rgo_jax._transform import rgo as rgo
+from rgo_jax._transform import scale_by_rgo as scale_by_rgo
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ProjectionStats",
+    "RgoState",
+    "average_accuracy",
+    "backward_transfer",
+    "consolidate",
+    "curvature_output",
+    "fel_encode",
+    "fel_permutation",
+    "projection_memory",
+    "projection_stats",
+    "rgo",
+    "rls_update",
+    "scale_by_rgo",
+]

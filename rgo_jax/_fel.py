@@ -1,0 +1,76 @@
+"""The Feature Encoding Layer: a permutation of features drawn from (seed, layer, task)."""
+
+import jax
+import jax.numpy as jnp
+
+
+def fel_permutation(
+    task_id: jax.typing.ArrayLike,
+    n: int,
+    *,
+    seed: jax.typing.ArrayLike = 0,
+    layer: jax.typing.ArrayLike = 0,
+) -> jax.Array:
+    """The permutation that encodes ``n`` features for a task.
+
+    The same on every backend, device, jax version and setting of ``jax_threefry_partitionable``,
+    so a checkpoint needs to keep only the seed.
+
+    Args:
+      task_id: integer scalar, may be traced.
+      n: number of features.
+      seed: integer scalar, may be traced; one for a whole network.
+      layer: integer scalar, may be traced; a different one for each layer of a network.
+
+    Returns:
+      int32 ``[n]``, each of 0 to n - 1 once.
+
+    Example:
+      >>> import rgo_jax
+      >>> print(rgo_jax.fel_permutation(3, 5))
+      [3 1 2 0 4]
+
+    References:
+      Feature encoding layer, section 4.4. https://arxiv.org/abs/2201.12522
+    """
+    # Both settings below are globals of jax that change the numbers drawn; the permutations are
+    # part of a trained network, so they must not depend on them.
+    with jax.threefry_partitionable(True):
+        key = jax.random.key(jnp.asarray(seed, jnp.int32), impl="threefry2x32")
+        key = jax.random.fold_in(jax.random.fold_in(key, layer), task_id)
+        return jax.random.permutation(key, n)
+
+
+def fel_encode(
+    x: jax.Array,
+    task_id: jax.typing.ArrayLike,
+    *,
+    seed: jax.typing.ArrayLike = 0,
+    layer: jax.typing.ArrayLike = 0,
+    axis: int = -1,
+) -> jax.Array:
+    """Permutes the features of ``x`` for a task. No parameters; linear; a bijection.
+
+    The permutation depends on nothing that changes from step to step, so inside a `jax.lax.scan`
+    over the steps of a task XLA computes it once.
+
+    Args:
+      x: array with the features on ``axis``; any dtype.
+      task_id: integer scalar, may be traced.
+      seed: as in `fel_permutation`.
+      layer: as in `fel_permutation`.
+      axis: the axis of the features.
+
+    Returns:
+      An array like ``x``.
+
+    Example:
+      >>> import jax.numpy as jnp, rgo_jax
+      >>> print(rgo_jax.fel_encode(jnp.array([[10, 11, 12, 13, 14]]), task_id=3))
+      [[13 11 12 10 14]]
+
+    References:
+      Feature encoding layer, section 4.4. https://arxiv.org/abs/2201.12522
+    """
+    permutation = fel_permutation(task_id, x.shape[axis], seed=seed, layer=layer)
+    return jnp.take(x, permutation, axis=axis, unique_indices=True, mode="clip")

@@ -1,0 +1,117 @@
+"""What the projections hold and what they cost."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rgo_jax import _geometry, _state
+
+_MIB = 2**20
+
+
+class ProjectionStats(NamedTuple):
+    """What one projection ``P [d, d]`` holds.
+
+    Attributes:
+      dim: d, the fan-in of the layer.
+      trace: tr P; d before the first task, less with each one.
+      min_eigenvalue: the weight of the most protected direction; 1 is free.
+      max_eigenvalue: the weight of the freest direction; 1 as long as one is untouched.
+      effective_rank: ``exp`` of the entropy of the normalised eigenvalues (Roy and Vetterli,
+        EUSIPCO 2007): how many directions are left to learn in, from 1 to d.
+      mib: memory of P in MiB.
+    """
+
+    dim: int
+    trace: jax.Array
+    min_eigenvalue: jax.Array
+    max_eigenvalue: jax.Array
+    effective_rank: jax.Array
+    mib: float
+
+
+def projection_stats(opt_state: optax.OptState) -> dict[str, ProjectionStats]:
+    """How much of each layer's room the tasks so far have taken.
+
+    Costs one eigendecomposition a layer (about a second at d = 1000 on a CPU).
+
+    Args:
+      opt_state: the state of any optax transform that contains `rgo_jax.scale_by_rgo`.
+
+    Returns:
+      A `ProjectionStats` under each parameter's path, such as ``"Dense_0/kernel"``.
+
+    Raises:
+      ValueError: no `rgo_jax.RgoState` in ``opt_state``.
+
+    Example:
+      >>> import jax.numpy as jnp, rgo_jax
+      >>> tx = rgo_jax.rgo(0.1)
+      >>> state = tx.init({"kernel": jnp.zeros((2, 3))})
+      >>> state = rgo_jax.rls_update(state, {"kernel": jnp.array([[0.5, 0.5, 0], [0, 0, 0]])})
+      >>> stats = rgo_jax.projection_stats(state)["kernel"]
+      >>> stats.dim, round(float(stats.trace), 3), round(float(stats.effective_rank), 3)
+      (2, 1.5, 1.89)
+    """
+    stats: dict[str, ProjectionStats] = {}
+
+    def collect(state: _state.RgoState) -> None:
+        for path, projection in _state.leaves_by_path(state.projection).items():
+            stats[_geometry.path_name(path)] = _stats(projection)
+
+    _state.map_states(collect, opt_state)
+    return stats
+
+
+def _stats(projection: jax.Array) -> ProjectionStats:
+    eigenvalues = jnp.linalg.eigvalsh(projection)
+    # Rounding can push the smallest ones of a strongly protected layer just below zero.
+    share = jnp.maximum(eigenvalues, 0)
+    share /= jnp.sum(share)
+    entropy = jnp.sum(jax.scipy.special.entr(share))
+    return ProjectionStats(
+        dim=projection.shape[0],
+        trace=jnp.trace(projection),
+        min_eigenvalue=eigenvalues[0],
+        max_eigenvalue=eigenvalues[-1],
+        effective_rank=jnp.exp(entropy),
+        mib=projection.nbytes / _MIB,
+    )
+
+
+def projection_memory(params: Any) -> dict[str, float]:
+    """The memory that `rgo_jax.scale_by_rgo` will take for these parameters, in MiB.
+
+    Allocates nothing, so it can be asked before training starts.
+
+    Args:
+      params: a tree of parameters, or of anything with a shape and a dtype: the result of
+        `jax.eval_shape` on an initialiser does.
+
+    Returns:
+      MiB of P under each parameter's path. The sum of the values is the whole state's.
+
+    Raises:
+      ValueError: a leaf without axes.
+      TypeError: a leaf that is not real floating point.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, flax.linen as nn, rgo_jax
+      >>> model = nn.Dense(10)
+      >>> shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1024)))
+      >>> rgo_jax.projection_memory(shapes["params"])["kernel"]
+      4.0
+    """
+
+    def mib(path: _state.Path, leaf: Any) -> float:
+        _geometry.check_leaf(path, leaf)
+        d, _ = _geometry.matrix_shape(leaf.shape)
+        return math.prod((d, d)) * jnp.promote_types(leaf.dtype, jnp.float32).itemsize / _MIB
+
+    return {
+        _geometry.path_name(path): mib(path, leaf)
+        for path, leaf in _state.leaves_by_path(params).items()
+    }

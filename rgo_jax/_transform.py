@@ -1,0 +1,160 @@
+"""The optax transform ``scale_by_rgo`` and the alias ``rgo``."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rgo_jax import _geometry, _projection, _state
+
+DEFAULT_MAX_FAN_IN = 8192
+
+
+def scale_by_rgo(*, max_fan_in: int | None = None) -> optax.GradientTransformationExtraArgs:
+    """Scales gradients by Recursive Gradient Optimization's projection.
+
+    Each gradient leaf, seen as ``g [d, m]`` with ``d`` the fan-in (every axis but the last; a
+    vector is one column), becomes ``(d / tr P) P g``. ``P`` is the identity until the first
+    `rgo_jax.rls_update` or `rgo_jax.consolidate`, so the first task is learned as without it;
+    afterwards directions that earlier tasks depend on are damped, and the trace rule keeps the
+    expected size of a step as it was (Theorem 1).
+
+    Order in a chain: after a preconditioner (Adam would scale the protected directions back up),
+    before momentum and the learning rate.
+
+    ``P`` costs ``d * d`` numbers a leaf, whatever the number of tasks. `rgo_jax.projection_memory`
+    tells how many MiB before anything is allocated.
+
+    Layers such as `rgo_jax.linen.Dense` can apply the projection in their backward pass, where it
+    is cheaper. Then say so: ``tx.update(grads, state, params, projected=True)`` leaves the
+    gradients as they are; a tree of bools like the parameters says it leaf by leaf.
+
+    Args:
+      max_fan_in: the largest fan-in ``d`` accepted; 8192 if None, at which one ``P`` takes
+        256 MiB in float32. With `optax.inject_hyperparams`, name it in ``static_args``.
+
+    Returns:
+      A `optax.GradientTransformationExtraArgs` whose state is an `RgoState`.
+
+    Raises:
+      ValueError: from ``init``, for a leaf without axes or a fan-in above ``max_fan_in``; from
+        ``update``, for gradients that do not match the state.
+      TypeError: from ``init``, for a leaf that is not real floating point.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, rgo_jax
+      >>> tx = optax.chain(rgo_jax.scale_by_rgo(), optax.scale_by_learning_rate(0.1))
+      >>> params = {"kernel": jnp.zeros((3, 2))}
+      >>> state = tx.init(params)
+      >>> grads = {"kernel": jnp.ones((3, 2))}
+      >>> updates, state = tx.update(grads, state, params)
+      >>> float(updates["kernel"][0, 0])  # nothing is protected yet: this is SGD
+      -0.10000000149011612
+
+    References:
+      Liu and Liu, `Continual Learning with Recursive Gradient Optimization
+      <https://arxiv.org/abs/2201.12522>`_, ICLR 2022, Algorithm 1.
+    """
+    if max_fan_in is None:
+        limit = DEFAULT_MAX_FAN_IN
+    elif isinstance(max_fan_in, jax.core.Tracer):
+        raise TypeError(
+            "max_fan_in is traced, but it decides shapes. Under optax.inject_hyperparams pass "
+            "static_args='max_fan_in'."
+        )
+    else:
+        limit = int(max_fan_in)
+
+    def init_fn(params: optax.Params) -> _state.RgoState:
+        def init_leaf(path: _state.Path, leaf: jax.Array) -> jax.Array:
+            _geometry.check_leaf(path, leaf)
+            d, _ = _geometry.matrix_shape(jnp.shape(leaf))
+            if d > limit:
+                raise ValueError(
+                    f"Parameter {_geometry.path_name(path)!r} with shape {jnp.shape(leaf)} has "
+                    f"fan-in {d}, above max_fan_in={limit}: its P would take "
+                    f"{d * d * 4 / 2**20:.0f} MiB in float32. Raise max_fan_in, or exclude the "
+                    "parameter: optax.masked(rgo_jax.scale_by_rgo(), mask)."
+                )
+            return _projection.identity(d, jnp.result_type(leaf))
+
+        return _state.RgoState(
+            num_updates=jnp.zeros([], jnp.int32),
+            projection=jax.tree_util.tree_map_with_path(init_leaf, params),
+        )
+
+    def update_fn(
+        updates: optax.Updates,
+        state: _state.RgoState,
+        params: optax.Params | None = None,
+        *,
+        projected: Any = False,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, _state.RgoState]:
+        del params, extra_args
+        projections = _state.leaves_by_path(state.projection)
+        _state.check_paths(projections, _state.leaves_by_path(updates), "gradients")
+
+        def update_leaf(path: _state.Path, gradient: jax.Array) -> jax.Array:
+            projection, matrix = _state.pair(path, gradient, projections, "gradients")
+            if _state.is_marked(path, projected, "projected"):
+                return gradient
+            product = _projection.project(projection, matrix)
+            return product.reshape(gradient.shape).astype(gradient.dtype)
+
+        return jax.tree_util.tree_map_with_path(update_leaf, updates), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def rgo(
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: float | None = None,
+    nesterov: bool = False,
+    *,
+    max_fan_in: int | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Recursive Gradient Optimization: SGD that does not forget, without replay.
+
+    Train a task with it as with `optax.sgd`. When the task is done, fold it into the state with
+    `rgo_jax.consolidate` (or batch by batch with `rgo_jax.rls_update`) and go on to the next.
+
+    Args:
+      learning_rate: a scalar or a schedule. The paper uses a constant; decaying the rate inside
+        each task forgets less.
+      momentum: decay of the momentum, or None for none, as in the paper. Momentum is applied to
+        the projected gradients.
+      nesterov: whether to use Nesterov momentum.
+      max_fan_in: see `scale_by_rgo`.
+
+    Returns:
+      The `optax.GradientTransformationExtraArgs`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, rgo_jax
+      >>> def loss(w, x, y):
+      ...     return jnp.mean(optax.squared_error(x @ w, y))
+      >>> def curvature(w, x, y):
+      ...     return rgo_jax.curvature_output(x @ w, y, loss="squared_error")
+      >>> w = jnp.zeros((2, 1))
+      >>> tx = rgo_jax.rgo(0.1)
+      >>> state = tx.init(w)
+      >>> x, y = jnp.array([[1.0, 0.0]]), jnp.array([[1.0]])
+      >>> updates, state = tx.update(jax.grad(loss)(w, x, y), state)
+      >>> w = optax.apply_updates(w, updates)
+      >>> state = rgo_jax.rls_update(state, jax.grad(curvature)(w, x, y))
+      >>> grad = jnp.array([[1.0], [1.0]])  # of the next task
+      >>> updates, state = tx.update(grad, state)
+      >>> [round(float(u), 3) for u in updates[:, 0]]  # the first task's direction is protected
+      [-0.05, -0.15]
+
+    References:
+      Liu and Liu, `Continual Learning with Recursive Gradient Optimization
+      <https://arxiv.org/abs/2201.12522>`_, ICLR 2022.
+    """
+    return optax.chain(
+        scale_by_rgo(max_fan_in=max_fan_in),
+        optax.identity() if momentum is None else optax.trace(momentum, nesterov),
+        optax.scale_by_learning_rate(learning_rate),
+    )

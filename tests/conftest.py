@@ -1,0 +1,39 @@
+import contextlib
+from collections.abc import Iterator
+
+import hypothesis
+import jax
+import jax.monitoring
+import pytest
+
+# One compilation can outlast hypothesis's default deadline; CI repeats the same examples.
+hypothesis.settings.register_profile("rgo_jax", deadline=None, max_examples=20, derandomize=True)
+hypothesis.settings.load_profile("rgo_jax")
+
+_compilations = 0
+
+
+def _listen(event: str, duration: float, **kwargs: object) -> None:
+    del duration, kwargs
+    global _compilations
+    _compilations += event == "/jax/core/compile/backend_compile_duration"
+
+
+jax.monitoring.register_event_duration_secs_listener(_listen)
+
+
+class Compilations:
+    count = 0
+
+
+@pytest.fixture
+def compilations():
+    """A context manager that counts XLA compilations inside it."""
+
+    @contextlib.contextmanager
+    def counting() -> Iterator[Compilations]:
+        result, before = Compilations(), _compilations
+        yield result
+        result.count = _compilations - before
+
+    return counting

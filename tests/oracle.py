@@ -1,0 +1,26 @@
+"""RGO in NumPy float64, written from the paper's formulas and from nothing in the library."""
+
+import numpy as np
+
+
+def fan_in_matrix(leaf):
+    leaf = np.asarray(leaf, np.float64)
+    return leaf.reshape(-1, 1) if leaf.ndim == 1 else leaf.reshape(-1, leaf.shape[-1])
+
+
+def projection(gradients, alpha=1.0):
+    """P after folding in these gradients: alpha (alpha I + sum v v')^-1, in closed form."""
+    vectors = np.stack([fan_in_matrix(g).sum(axis=1) for g in gradients])
+    precision = alpha * np.eye(vectors.shape[1]) + vectors.T @ vectors
+    return alpha * np.linalg.inv(precision)
+
+
+def modified_gradient(p, gradient):
+    """(d / tr P) P g in the shape of the gradient."""
+    d = len(p)
+    return ((d / np.trace(p)) * p @ fan_in_matrix(gradient)).reshape(np.shape(gradient))
+
+
+def softmax(logits):
+    exp = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exp / exp.sum(axis=-1, keepdims=True)

@@ -1,0 +1,220 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rgo_jax
+from tests import oracle
+
+
+def params_tree():
+    keys = iter(jax.random.split(jax.random.key(0), 4))
+    return {
+        "dense": {
+            "kernel": jax.random.normal(next(keys), (5, 3)),
+            "bias": jax.random.normal(next(keys), (3,)),
+        },
+        "conv": {"kernel": jax.random.normal(next(keys), (2, 2, 3, 4))},
+    }
+
+
+def test_is_sgd_bitwise_before_the_first_update():
+    params = params_tree()
+    ours, sgd = rgo_jax.rgo(0.1), optax.sgd(0.1)
+    updates, _ = jax.jit(ours.update)(params, ours.init(params), params)
+    expected, _ = jax.jit(sgd.update)(params, sgd.init(params), params)
+    jax.tree.map(np.testing.assert_array_equal, updates, expected)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_momentum_acts_on_projected_gradients(nesterov):
+    params = params_tree()
+    tx = rgo_jax.rgo(0.1, momentum=0.9, nesterov=nesterov)
+    state = rgo_jax.rls_update(tx.init(params), params)
+    p = oracle.projection([np.asarray(params["dense"]["kernel"])])
+    modified = oracle.modified_gradient(p, params["dense"]["kernel"])
+    _, state = tx.update(params, state)
+    updates, _ = tx.update(params, state)
+    factor = 1 + 0.9 * 1.9 if nesterov else 1.9
+    np.testing.assert_allclose(updates["dense"]["kernel"], -0.1 * factor * modified, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 3.0, 1e4])
+def test_scale_of_the_projection_does_not_matter(scale):
+    params = params_tree()
+    tx = rgo_jax.scale_by_rgo()
+    state = rgo_jax.rls_update(tx.init(params), params)
+    scaled = state._replace(projection=jax.tree.map(lambda p: scale * p, state.projection))
+    expected, _ = tx.update(params, state)
+    updates, _ = tx.update(params, scaled)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), updates, expected)
+    assert np.abs(expected["dense"]["kernel"] - params["dense"]["kernel"]).max() > 0.1
+
+
+def test_direction_of_an_old_task_is_protected():
+    tx = rgo_jax.scale_by_rgo()
+    old = jnp.zeros((6, 2)).at[1].set(5.0)
+    state = rgo_jax.rls_update(tx.init(jnp.zeros((6, 2))), old)
+    updates, _ = tx.update(jnp.ones((6, 2)), state)
+    # v = 10 in that direction: weight 1 / (1 + 100), times 6 / (5 + 1 / 101).
+    np.testing.assert_allclose(updates[1], 6 / (5 + 1 / 101) / 101, rtol=1e-4)
+    np.testing.assert_allclose(updates[0], 6 / (5 + 1 / 101), rtol=1e-5)
+
+
+def test_smaller_alpha_protects_more():
+    tx = rgo_jax.scale_by_rgo()
+    params = jnp.zeros((6, 2))
+    old = jnp.zeros((6, 2)).at[1].set(1.0)
+    weights = [
+        float(tx.update(old, rgo_jax.rls_update(tx.init(params), old, alpha=alpha))[0][1, 0])
+        for alpha in (10.0, 1.0, 0.1)
+    ]
+    assert weights[0] > 2 * weights[1] > 8 * weights[2] > 0
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_low_precision_parameters_have_a_float32_projection(dtype):
+    params = jax.tree.map(lambda p: p.astype(dtype), params_tree())
+    tx = rgo_jax.scale_by_rgo()
+    state = rgo_jax.rls_update(tx.init(params), params)
+    assert {p.dtype for p in jax.tree.leaves(state.projection)} == {jnp.dtype("float32")}
+    updates, _ = tx.update(params, state)
+    assert {u.dtype for u in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
+    p = oracle.projection([np.asarray(params["dense"]["kernel"], np.float32)])
+    expected = oracle.modified_gradient(p, np.asarray(params["dense"]["kernel"], np.float32))
+    np.testing.assert_allclose(
+        np.asarray(updates["dense"]["kernel"], np.float32), expected, rtol=2e-2, atol=2e-2
+    )
+
+
+def test_works_under_jit_vmap_and_scan_alike():
+    tx = rgo_jax.rgo(0.1)
+    grads = jax.random.normal(jax.random.key(3), (4, 5, 3))
+
+    def two_steps(grad):
+        state = rgo_jax.rls_update(tx.init(grad), grad)
+        state = rgo_jax.consolidate(state, lambda g: g, jnp.stack([grad, 2 * grad]))
+        return tx.update(grad, state)[0]
+
+    plain = jnp.stack([two_steps(grad) for grad in grads])
+    np.testing.assert_allclose(jax.jit(jax.vmap(two_steps))(grads), plain, rtol=1e-4, atol=1e-6)
+    _, scanned = jax.lax.scan(lambda _, grad: (None, two_steps(grad)), None, grads)
+    np.testing.assert_allclose(scanned, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_rls_update_compiles_once(compilations):
+    params = params_tree()
+    tx = rgo_jax.rgo(0.1)
+    state = rgo_jax.rls_update(tx.init(params), params, alpha=1.0)
+    with compilations() as later:
+        rgo_jax.rls_update(state, params, alpha=0.5)
+    assert later.count == 0
+    with compilations() as other:
+        rgo_jax.rls_update(tx.init({"w": jnp.zeros((3, 7))}), {"w": jnp.ones((3, 7))})
+    assert other.count > 0  # the counter counts
+
+
+def test_rls_update_is_pure():
+    params = params_tree()
+    state = rgo_jax.rgo(0.1).init(params)
+    before = jax.tree.map(np.array, state)
+    rgo_jax.rls_update(state, params)
+    jax.tree.map(np.testing.assert_array_equal, state, before)
+
+
+def test_none_leaves_are_passed_over():
+    params = {"w": jnp.ones((3, 2)), "absent": None}
+    tx = rgo_jax.scale_by_rgo()
+    state = rgo_jax.rls_update(tx.init(params), params)
+    updates, _ = tx.update(params, state)
+    assert updates["absent"] is None
+    assert np.abs(updates["w"] - 1).max() > 0.1 or state.num_updates == 1
+
+
+def test_memory_is_known_before_training_and_matches_the_state():
+    params = params_tree()
+    shapes = jax.eval_shape(lambda: params)
+    memory = rgo_jax.projection_memory(shapes)
+    state = rgo_jax.scale_by_rgo().init(params)
+    assert memory == {
+        "conv/kernel": 12 * 12 * 4 / 2**20,
+        "dense/bias": 3 * 3 * 4 / 2**20,
+        "dense/kernel": 5 * 5 * 4 / 2**20,
+    }
+    assert sum(memory.values()) == sum(p.nbytes for p in jax.tree.leaves(state.projection)) / 2**20
+
+
+class TestErrors:
+    def test_scalar_leaf(self):
+        with pytest.raises(ValueError, match=r"'layer/scale' has shape \(\).*optax.masked"):
+            rgo_jax.scale_by_rgo().init({"layer": {"scale": jnp.zeros(())}})
+        with pytest.raises(ValueError, match="'scale' has shape"):
+            rgo_jax.projection_memory({"scale": jnp.zeros(())})
+
+    @pytest.mark.parametrize("dtype", [jnp.int32, jnp.complex64, bool])
+    def test_leaf_that_is_not_real_floating_point(self, dtype):
+        with pytest.raises(TypeError, match=r"'table' has dtype \w+.*optax.masked"):
+            rgo_jax.scale_by_rgo().init({"table": jnp.zeros((3, 2), dtype)})
+
+    def test_fan_in_beyond_the_limit(self):
+        params = {"embed": jax.ShapeDtypeStruct((20_000, 8), jnp.float32)}
+        with pytest.raises(ValueError, match=r"'embed'.*fan-in 20000.*1526 MiB.*max_fan_in"):
+            jax.eval_shape(rgo_jax.scale_by_rgo().init, params)
+        with pytest.raises(ValueError, match="fan-in 5, above max_fan_in=4"):
+            rgo_jax.rgo(0.1, max_fan_in=4).init(jnp.zeros((5, 2)))
+        jax.eval_shape(rgo_jax.scale_by_rgo(max_fan_in=20_000).init, params)
+
+    @pytest.mark.parametrize("fold", [rgo_jax.rls_update, "consolidate"])
+    def test_no_state_to_update(self, fold):
+        state = optax.adam(0.1).init(jnp.zeros(3))
+        if fold == "consolidate":
+            with pytest.raises(ValueError, match=r"No RgoState.*tuple.*scale_by_rgo"):
+                rgo_jax.consolidate(state, lambda g: g, jnp.ones((2, 3)))
+        else:
+            with pytest.raises(ValueError, match=r"No RgoState.*tuple.*scale_by_rgo"):
+                fold(state, jnp.zeros(3))
+        with pytest.raises(ValueError, match="No RgoState"):
+            rgo_jax.projection_stats(state)
+
+    def test_grads_that_do_not_match(self):
+        tx = rgo_jax.rgo(0.1)
+        state = tx.init({"a": jnp.zeros((3, 2)), "b": jnp.zeros(2)})
+        with pytest.raises(ValueError, match=r"grads have no leaf 'b'.*'a', 'c'"):
+            rgo_jax.rls_update(state, {"a": jnp.zeros((3, 2)), "c": jnp.zeros(2)})
+        with pytest.raises(ValueError, match=r"'a' has shape \(4, 2\).*\(3, 3\).*fan-in.*of 3"):
+            rgo_jax.rls_update(state, {"a": jnp.zeros((4, 2)), "b": jnp.zeros(2)})
+        with pytest.raises(ValueError, match=r"'b' has shape \(\)"):
+            rgo_jax.rls_update(state, {"a": jnp.zeros((3, 2)), "b": jnp.zeros(())})
+        with pytest.raises(ValueError, match="gradients have no leaf 'b'"):
+            tx.update({"a": jnp.zeros((3, 2))}, state)
+        extra = {"a": jnp.zeros((3, 2)), "b": jnp.zeros(2), "c": jnp.zeros(2)}
+        with pytest.raises(ValueError, match="leaf 'c' for which the RgoState has no projection"):
+            tx.update(extra, state)
+
+    @pytest.mark.parametrize("alpha", [0, -1.0, float("nan")])
+    def test_alpha_not_positive(self, alpha):
+        state = rgo_jax.rgo(0.1).init(jnp.zeros(3))
+        with pytest.raises(ValueError, match=r"alpha is .*; expected a positive number"):
+            rgo_jax.rls_update(state, jnp.zeros(3), alpha=alpha)
+        with pytest.raises(ValueError, match=r"alpha is .*; expected a positive number"):
+            rgo_jax.consolidate(state, lambda g: g, jnp.zeros((2, 3)), alpha=alpha)
+
+    def test_alpha_may_be_traced(self):
+        state = rgo_jax.rgo(0.1).init(jnp.zeros(3))
+        traced = jax.jit(lambda a: rgo_jax.rls_update(state, jnp.ones(3), alpha=a))(2.0)
+        expected = oracle.projection([np.ones(3)], alpha=2.0)
+        np.testing.assert_allclose(traced[0].projection, expected, atol=1e-6)
+
+    @pytest.mark.parametrize(
+        "batches", [(), (jnp.ones((2, 3)), jnp.ones(3)), jnp.ones(()), jnp.ones((0, 3))]
+    )
+    def test_batches_without_a_common_leading_axis(self, batches):
+        state = rgo_jax.rgo(0.1).init(jnp.zeros(3))
+        with pytest.raises(ValueError, match=r"batches has leaves.*num_batches"):
+            rgo_jax.consolidate(state, lambda g: jnp.zeros(3), batches)
+
+    def test_block_size_below_one(self):
+        state = rgo_jax.rgo(0.1).init(jnp.zeros(3))
+        with pytest.raises(ValueError, match="block_size is 0; expected 1 or more"):
+            rgo_jax.consolidate(state, lambda g: g, jnp.ones((2, 3)), block_size=0)
