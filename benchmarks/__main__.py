@@ -47,37 +47,60 @@ def _parser() -> argparse.ArgumentParser:
             "Writes a JSON for each run, and a figure, to --out. 'python -m benchmarks report "
             "[FOLDER]' makes the tables and figures of a folder of results."
         ),
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
         "benchmarks",
         nargs="*",
-        default=["permuted-digits"],
         metavar="BENCHMARK",
-        help=(f"any of {', '.join(presets.BENCHMARKS)}; with --data: {', '.join(SEQUENCES)}"),
+        help=(
+            f"any of {', '.join(presets.BENCHMARKS)}; with --data: {', '.join(SEQUENCES)}; the "
+            "first of them if none is named"
+        ),
     )
     parser.add_argument(
-        "--methods", default="rgo,sgd", help=f"comma-separated, any of {', '.join(METHODS)}"
+        "--methods",
+        default="rgo,sgd",
+        help=f"comma-separated, any of {', '.join(METHODS)} (default: %(default)s)",
     )
-    parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0")
-    parser.add_argument("--preset", default="paper", help=f"one of {', '.join(presets.PRESETS)}")
+    parser.add_argument(
+        "--seeds", type=int, default=5, help="how many seeds, from 0 (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--preset",
+        default="paper",
+        help=f"one of {', '.join(presets.PRESETS)} (default: %(default)s)",
+    )
     parser.add_argument("--data", metavar="FILE.npz", help="make tasks of your own images")
     parser.add_argument(
-        "--data-dir", help="where TFDS keeps prepared datasets (default: TFDS_DATA_DIR)"
+        "--data-dir",
+        metavar="FOLDER",
+        help="where TFDS keeps prepared datasets (default: TFDS_DATA_DIR, or TFDS's own)",
     )
-    parser.add_argument("--out", type=Path, default=_DEFAULT_OUT, help="folder for results")
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        type=Path,
+        default=_DEFAULT_OUT,
+        help="folder for results (default: %(default)s)",
+    )
     changes = parser.add_argument_group("changes to the preset")
     changes.add_argument(
         "--head", help="; ".join(f"{name}: {text}" for name, text in HEADS.items())
     )
-    changes.add_argument("--learning-rate", type=float, help="of SGD, at the start of a task")
+    changes.add_argument(
+        "--learning-rate", metavar="RATE", type=float, help="of SGD, at the start of a task"
+    )
     changes.add_argument(
         "--schedule", help=f"inside each task, one of {', '.join(presets.SCHEDULES)}"
     )
-    changes.add_argument("--num-tasks", type=int, help="length of the sequence")
-    changes.add_argument("--examples-per-task", type=int, help="drawn anew for each task")
-    changes.add_argument("--epochs", type=int, help="over a task's examples")
-    changes.add_argument("--batch-size", type=int, help="in training and in the curvature pass")
+    changes.add_argument("--num-tasks", metavar="N", type=int, help="length of the sequence")
+    changes.add_argument(
+        "--examples-per-task", metavar="N", type=int, help="drawn anew for each task"
+    )
+    changes.add_argument("--epochs", metavar="N", type=int, help="over a task's examples")
+    changes.add_argument(
+        "--batch-size", metavar="N", type=int, help="in training and in the curvature pass"
+    )
     changes.add_argument("--alpha", type=float, help="RGO's alpha; smaller protects more")
     changes.add_argument(
         "--validation",
@@ -96,7 +119,8 @@ def _run(argv: list[str], console: Console) -> int:
     for method in methods:
         if method not in METHODS:
             raise ValueError(f"Unknown method {method!r}; expected some of {', '.join(METHODS)}.")
-    benchmarks = arguments.benchmarks or ["permuted" if arguments.data else "permuted-digits"]
+    known = tuple(SEQUENCES) if arguments.data else presets.BENCHMARKS
+    benchmarks = arguments.benchmarks or [known[0]]
     fields = {field.name for field in dataclasses.fields(presets.Config)}
     changes = {
         name: value
@@ -110,6 +134,10 @@ def _run(argv: list[str], console: Console) -> int:
     command = shlex.join(["python", "-m", "benchmarks", *argv])
     for name, config in configs.items():
         dataset = data.load(config.dataset, data_dir=arguments.data_dir)
+        if config.validation:
+            dataset = dataset.validation()
+        if arguments.examples_per_task is None:
+            config = config.fitted_to(len(dataset.x_train))
         benchmark = f"{config.sequence}-{dataset.name}"
         preset = presets.config(name, arguments.preset, arguments.data)
         differing = {
@@ -130,7 +158,11 @@ def _run(argv: list[str], console: Console) -> int:
             )
             results.save(result, arguments.out)
             finished.append(result)
-        console.print(report.terminal_table(benchmark, finished))
+        console.print(
+            f"{benchmark}, preset {arguments.preset}, {arguments.seeds} seeds: percent after the last "
+            "task, mean ± standard deviation"
+        )
+        console.print(report.terminal_table(finished))
         figure = arguments.out / benchmark / "accuracy"
         report.figure(benchmark, finished, figure)
         console.print(f"Results and {figure.with_suffix('.png')} are in {arguments.out}.")

@@ -169,7 +169,7 @@ def rgo(problem: Problem) -> Method:
 
 METHODS = {
     "rgo": MethodSpec(rgo, "RGO", fel=True),
-    "rgo-2": MethodSpec(rgo, "RGO-2 (no FEL)", fel=False),
+    "rgo-2": MethodSpec(rgo, "RGO-2", fel=False),
     "sgd": MethodSpec(sgd, "SGD", fel=False),
-    "stl": MethodSpec(stl, "STL (a model per task)", fel=False, single_task=True),
+    "stl": MethodSpec(stl, "STL", fel=False, single_task=True),
 }

@@ -52,6 +52,12 @@ class Config:
         """Optimizer steps in one task."""
         return self.epochs * (self.examples_per_task // self.batch_size)
 
+    def fitted_to(self, num_examples: int) -> "Config":
+        """The same with no more examples in a task than the training data has."""
+        return dataclasses.replace(
+            self, examples_per_task=min(self.examples_per_task, num_examples)
+        )
+
     def learning_rate_schedule(self) -> optax.Schedule:
         """The learning rate over the steps of the whole sequence, the same in every task."""
         if self.schedule == "constant":

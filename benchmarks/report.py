@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from rich import box
 from rich.table import Table
 
 from benchmarks import paper
@@ -15,18 +16,17 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def terminal_table(benchmark: str, results: Sequence[Result]) -> Table:
+def terminal_table(results: Sequence[Result]) -> Table:
     """A rich table of one benchmark, narrow enough for 80 columns."""
     rows = [_row(result) for result in results]
-    # Numbers of the paper only where it has any; what all rows share goes into the title.
+    # Numbers of the paper only where it has any; all rows are of one preset.
     hidden = {"preset", "seeds", "diff"}
     kept = [
         i
         for i, column in enumerate(_COLUMNS)
         if column not in hidden and (column != "paper" or any(row[i] != "-" for row in rows))
     ]
-    seeds = len(results[0].seeds)
-    table = Table(title=f"{benchmark}: percent, mean ± std over {seeds} seeds, {rows[0][1]}")
+    table = Table(box=box.SIMPLE)
     for i in kept:
         table.add_column(_COLUMNS[i], no_wrap=True, justify="left" if i < 3 else "right")
     for row in rows:
@@ -46,6 +46,7 @@ def markdown(results: Sequence[Result], figures: dict[str, str]) -> str:
         "deviation over seeds. *paper* is [arXiv 2201.12522](https://arxiv.org/abs/2201.12522), "
         "*diff* ours",
         "minus the paper's. Minutes are wall time of all seeds together, compilation included.",
+        "RGO-2 is RGO without feature encoding layers; STL trains a model for each task alone.",
         "",
     ]
     for benchmark in _benchmarks(results):

@@ -60,7 +60,7 @@ def run(
     Args:
       config: the experiment.
       spec: the method.
-      dataset: its data; ``config.validation`` is applied here.
+      dataset: its data; with ``config.validation``, `Dataset.validation` of it.
       num_seeds: seeds 0 to num_seeds - 1.
       on_task: called after each task with its id and R so far (as in `Run`).
 
@@ -70,8 +70,6 @@ def run(
     Raises:
       ValueError: the dataset is too small for the configuration.
     """
-    if config.validation:
-        dataset = dataset.validation()
     _check_size(config, dataset)
     # The examples live on the device once, whatever the number of tasks and seeds.
     arrays = {name: value for name, value in dataset._asdict().items() if name != "name"}
