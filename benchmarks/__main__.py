@@ -159,8 +159,8 @@ def _run(argv: list[str], console: Console) -> int:
             results.save(result, arguments.out)
             finished.append(result)
         console.print(
-            f"{benchmark}, preset {arguments.preset}, {arguments.seeds} seeds: percent after the last "
-            "task, mean ± standard deviation"
+            f"{benchmark}, preset {arguments.preset}, {arguments.seeds} seeds; percent after the "
+            "last task, mean ± standard deviation"
         )
         console.print(report.terminal_table(finished))
         figure = arguments.out / benchmark / "accuracy"

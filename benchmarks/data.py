@@ -126,7 +126,7 @@ def _load_npz(path: Path) -> Dataset:
         raise FileNotFoundError(f"{path}: no such file; expected an .npz file of arrays.")
     arrays = {}
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             missing = {"x_train", "y_train", "x_test", "y_test"} - set(file.files)
             if not missing:
                 arrays = {name: file[name] for name in Dataset._fields[1:]}

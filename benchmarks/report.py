@@ -133,6 +133,8 @@ def _benchmarks(results: Iterable[Result]) -> list[str]:
 
 def _row(result: Result) -> list[str]:
     acc, bwt = paper.NUMBERS.get((result.benchmark, result.method), (None, None))
+    if set(result.changes) - {"head"}:
+        acc = bwt = None  # Not the paper's protocol any more.
     single_task = METHODS[result.method].single_task
     return [
         METHODS[result.method].label,

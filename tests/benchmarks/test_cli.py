@@ -1,0 +1,148 @@
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as cli
+from benchmarks import report, results
+
+QUICK = ["--num-tasks", "2", "--examples-per-task", "200", "--epochs", "1", "--seeds", "2"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The results of a quick run."""
+    out = tmp_path_factory.mktemp("out")
+    assert cli.main(["permuted-digits", "--methods", "rgo,stl", *QUICK, "--out", str(out)]) == 0
+    return out
+
+
+def test_writes_json_and_figure(folder, capsys):
+    below = sorted(p.name for p in (folder / "permuted-digits").iterdir())
+    assert [name for name in below if name.endswith(".json")] == [
+        "rgo_epochs=1_examples_per_task=200_num_tasks=2.json",
+        "stl_epochs=1_examples_per_task=200_num_tasks=2.json",
+    ]
+    assert {"accuracy.png", "accuracy.svg"} < set(below)
+    assert (folder / "permuted-digits" / "accuracy.png").read_bytes()[:4] == b"\x89PNG"
+
+    content = json.loads((folder / "permuted-digits" / below[2]).read_text())
+    assert content["method"] == "rgo"
+    assert np.array(content["r"], float).shape == (2, 2, 2)
+    assert content["r"][0][0][1] is None  # not measured: the task lay in the future
+    assert content["config"]["num_tasks"] == 2
+    assert content["seeds"] == [0, 1]
+    assert content["provenance"]["command"].startswith("python -m benchmarks permuted-digits")
+    assert {"jax", "optax", "python"} < set(content["provenance"]["versions"])
+    assert content["seconds"]["total"] > 0
+
+
+def test_results_round_trip(folder, tmp_path):
+    (first, second) = results.load_all(folder)
+    copy = results.load(results.save(first, tmp_path))
+    np.testing.assert_array_equal(copy.r, first.r)
+    assert copy._replace(r=0, losses=0) == first._replace(r=0, losses=0)
+    assert first.acc.shape == (2,)
+    np.testing.assert_allclose(
+        first.accuracy_curve[0], [100 * first.r[0, 0, 0], 100 * first.r[0, 1].mean()]
+    )
+    assert (second.bwt == 0).all()  # single-task learning
+
+
+def test_a_failed_write_leaves_the_old_results_whole(folder, tmp_path, monkeypatch):
+    result = results.load_all(folder)[0]
+    path = results.save(result, tmp_path)
+    before = path.read_text()
+    monkeypatch.setattr(results.os, "replace", lambda *args: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        results.save(result._replace(seeds=[]), tmp_path)
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"format": 99}', '{"format": 1}', "{"])
+def test_foreign_files_are_refused(tmp_path, text):
+    path = tmp_path / "b" / "x.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    with pytest.raises(ValueError, match="not a results file of format 1"):
+        results.load(path)
+
+
+def test_report(folder, capsys):
+    assert cli.main(["report", str(folder)]) == 0
+    text = (folder / "README.md").read_text()
+    (rgo, stl) = results.load_all(folder)
+    assert f"{rgo.acc.mean():.2f} ± {rgo.acc.std(ddof=1):.2f}" in text
+    assert f"{stl.acc.mean():.2f}" in text
+    assert "![Average accuracy against tasks](permuted-digits/accuracy.png)" in text
+    assert "`python -m benchmarks permuted-digits" in text
+
+
+def test_report_sets_the_papers_numbers_beside_ours():
+    r = np.full((2, 3, 3), 0.9)
+    result = results.Result(
+        benchmark="permuted-mnist",
+        method="rgo",
+        preset="paper",
+        changes={"head": "frozen"},
+        config={"head": "frozen"},
+        seeds=[0, 1],
+        r=r,
+        losses=np.zeros((2, 3)),
+        seconds={"total": 90.0},
+        provenance={"command": "c", "commit": "x" * 40, "versions": {}, "device": "d", "date": ""},
+    )
+    text = report.markdown([result], {"permuted-mnist": "f.png"})
+    assert (
+        "| RGO | paper | frozen | 2 | 90.00 ± 0.00 | 91.15 | -1.15 | 0.00 ± 0.00 | -2.05 | +2.05 "
+        "| 1.5 |" in text
+    )
+    # Another protocol is not compared.
+    other = report.markdown([result._replace(changes={"epochs": 2})], {"permuted-mnist": "f.png"})
+    assert "91.15" not in other
+
+
+@pytest.mark.parametrize(
+    ("argv", "match"),
+    [
+        (["permuted-mnst"], "Unknown benchmark 'permuted-mnst'; expected one of permuted-digits"),
+        (["--methods", "rgo,ewcc"], "Unknown method 'ewcc'; expected some of rgo, rgo-2, sgd, stl"),
+        (["--seeds", "0"], "--seeds is 0; expected 1 or more"),
+        (["--head", "x"], "Unknown head 'x'; expected one of shared, frozen, per_task"),
+        (["--data", "absent.npz"], "absent.npz: no such file"),
+        (["report", "nowhere"], "nowhere: no results"),
+    ],
+)
+def test_errors_are_one_line(argv, match, capsys):
+    assert cli.main(argv) == 2
+    captured = capsys.readouterr().err
+    assert captured.startswith("error: ")
+    assert match in captured
+    assert "Traceback" not in captured
+
+
+def test_own_data(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    y = {"train": rng.integers(0, 3, 300), "test": rng.integers(0, 3, 100)}
+    prototypes = rng.integers(0, 256, (3, 6, 5))
+    np.savez(
+        tmp_path / "mine.npz",
+        **{f"x_{s}": prototypes[y[s]].astype(np.uint8) for s in y},
+        **{f"y_{s}": y[s] for s in y},
+    )
+    out = tmp_path / "out"
+    argv = ["--data", str(tmp_path / "mine.npz"), "--num-tasks", "2", "--seeds", "1"]
+    assert cli.main([*argv, "--methods", "rgo", "--out", str(out)]) == 0
+    (result,) = results.load_all(out)
+    assert result.benchmark == "permuted-mine"
+    assert result.acc[0] > 95
+    assert str(tmp_path) not in json.dumps(result.config)
+
+
+def test_help_names_everything(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["--help"])
+    assert exit_.value.code == 0
+    text = "".join(capsys.readouterr().out.split())  # argparse breaks lines inside words
+    for word in ("permuted-mnist", "rotated-digits", "rgo-2", "recommended", "per_task", "cosine"):
+        assert word in text

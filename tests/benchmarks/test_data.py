@@ -1,0 +1,200 @@
+import gzip
+import os
+import struct
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+
+from benchmarks import data, tfds_source
+
+rng = np.random.default_rng(0)
+
+
+def arrays(n_train=12, n_test=6, dtype=np.uint8):
+    def images(n):
+        x = rng.integers(0, 256, (n, 5, 4))
+        return x.astype(dtype) if dtype == np.uint8 else (x / 255).astype(dtype)
+
+    return {
+        "x_train": images(n_train),
+        "y_train": rng.integers(0, 3, n_train),
+        "x_test": images(n_test),
+        "y_test": rng.integers(0, 3, n_test),
+    }
+
+
+def pairs(images, labels):
+    return sorted(
+        (image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True)
+    )
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RGO_JAX_CACHE", str(tmp_path / "cache"))
+
+
+def test_digits():
+    digits = data.load("digits")
+    assert digits.x_train.shape == (1297, 8, 8)
+    assert digits.x_test.shape == (500, 8, 8)
+    assert digits.num_classes == 10
+    assert digits.x_train.dtype == np.uint8
+    assert digits.x_train.max() == 255
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+def test_npz(tmp_path, dtype):
+    given = arrays(dtype=dtype)
+    given["x_train"] = given["x_train"][..., None]  # one channel is the same as none
+    np.savez(tmp_path / "mine.npz", **given)
+    loaded = data.load(str(tmp_path / "mine.npz"))
+    assert loaded.name == "mine"
+    assert loaded.x_train.dtype == (np.uint8 if dtype == np.uint8 else np.float32)
+    np.testing.assert_allclose(loaded.x_train, given["x_train"][..., 0], rtol=1e-6)
+    np.testing.assert_array_equal(loaded.y_test, given["y_test"])
+
+
+def test_validation_holds_out_training_data():
+    dataset = data.Dataset("d", **arrays())
+    held_out = dataset.validation()
+    np.testing.assert_array_equal(held_out.x_train, dataset.x_train[:10])
+    np.testing.assert_array_equal(held_out.x_test, dataset.x_train[10:])
+    np.testing.assert_array_equal(held_out.y_test, dataset.y_train[10:])
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"x_test": None}, r"has no x_test \(it has .*\); expected the arrays"),
+        ({"x_train": np.zeros((12, 5), np.uint8)}, r"x_train has shape \(12, 5\); expected grey"),
+        ({"x_train": np.zeros((12, 5, 4, 3), np.uint8)}, r"\(12, 5, 4, 3\); expected grey"),
+        ({"x_train": np.zeros((0, 5, 4), np.uint8)}, "n at least 1"),
+        ({"x_train": np.zeros((12, 5, 4), np.int32)}, "dtype int32; expected uint8"),
+        ({"x_train": np.full((12, 5, 4), np.nan)}, "not finite"),
+        ({"x_train": np.full((12, 5, 4), 255.0)}, "Divide by 255"),
+        ({"x_train": np.zeros((12, 4, 4), np.uint8)}, r"\(4, 4\) and x_test of \(5, 4\)"),
+        ({"x_train": np.zeros((12, 5, 4))}, "x_train has dtype float32 and x_test uint8"),
+        ({"y_train": np.zeros(11, int)}, r"y_train has shape \(11,\); expected \(12,\)"),
+        ({"y_train": np.zeros(12)}, "y_train has dtype float64; expected integers"),
+        ({"y_train": np.full(12, -1)}, "has the label -1"),
+    ],
+)
+def test_malformed_npz(tmp_path, change, match):
+    path = tmp_path / "bad.npz"
+    np.savez(path, **{k: v for k, v in (arrays() | change).items() if v is not None})
+    with pytest.raises(ValueError, match=match) as error:
+        data.load(str(path))
+    assert str(path) in str(error.value)
+
+
+def test_npz_that_is_not_one(tmp_path):
+    text, pickled, cut = tmp_path / "a.npz", tmp_path / "b.npz", tmp_path / "c.npz"
+    text.write_text("hello")
+    np.savez(pickled, **(arrays() | {"x_train": np.array([{}], object)}))
+    np.savez(cut, **arrays())
+    cut.write_bytes(cut.read_bytes()[:200])
+    for path in (text, pickled, cut):
+        with pytest.raises(ValueError, match=r"not a readable \.npz file"):
+            data.load(str(path))
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        data.load(str(tmp_path / "absent.npz"))
+
+
+def test_unknown_name():
+    with pytest.raises(ValueError, match="Unknown dataset 'imagenet'; expected one of digits, mn"):
+        data.load("imagenet")
+
+
+class TestTfds:
+    @pytest.fixture
+    def downloads(self, tmp_path, monkeypatch):
+        """The four files of MNIST, small, in place of the network."""
+        tfds = pytest.importorskip("tensorflow_datasets")
+        content = {}
+        for split, count in (("train", 7), ("test", 3)):
+            content[f"{split}_images"] = rng.integers(0, 256, (count, 28, 28)).astype(np.uint8)
+            content[f"{split}_labels"] = rng.integers(0, 10, count).astype(np.uint8)
+        folder = tmp_path / "downloads"
+        folder.mkdir()
+        for name, array in content.items():
+            header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+            (folder / name).write_bytes(gzip.compress(header + array.tobytes()))
+
+        class Reached:
+            def close(self):
+                pass
+
+        monkeypatch.setattr(urllib.request, "urlopen", lambda *args, **kwargs: Reached())
+        monkeypatch.setattr(
+            tfds.download.DownloadManager,
+            "download",
+            lambda self, urls: {name: folder / name for name in urls},
+        )
+        return content
+
+    def test_prepares_without_tensorflow_reads_and_caches(self, tmp_path, downloads, monkeypatch):
+        directory = str(tmp_path / "tfds")
+        mnist = data.load("mnist", data_dir=directory)
+        for split in ("train", "test"):
+            # TFDS shuffles when it writes; each image must keep its label.
+            expected = pairs(downloads[f"{split}_images"], downloads[f"{split}_labels"])
+            assert pairs(getattr(mnist, f"x_{split}"), getattr(mnist, f"y_{split}")) == expected
+        assert mnist.name == "mnist"
+
+        # The second time the arrays come from the cache: nothing is decoded.
+        def refuse(*args):
+            raise AssertionError("decoded again")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tfds_source.Source, "read", refuse)
+            again = data.load("mnist", data_dir=directory)
+        np.testing.assert_array_equal(again.x_train, mnist.x_train)
+
+        # A cache cut short by a kill is made anew.
+        (cache,) = data.cache_dir().glob("mnist-*.npz")
+        cache.write_bytes(cache.read_bytes()[:100])
+        third = data.load("mnist", data_dir=directory)
+        np.testing.assert_array_equal(third.x_train, mnist.x_train)
+
+    def test_without_a_network_the_error_comes_fast_and_says_what_to_do(
+        self, tmp_path, monkeypatch
+    ):
+        pytest.importorskip("tensorflow_datasets")
+
+        def unreachable(*args, **kwargs):
+            raise urllib.error.URLError("no network")
+
+        monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+        started = time.perf_counter()
+        with pytest.raises(RuntimeError, match=r"not prepared.*TFDS_DATA_DIR.*permuted-digits"):
+            data.load("mnist", data_dir=str(tmp_path))
+        assert time.perf_counter() - started < 30
+
+    def test_idx_files_that_are_not(self, tmp_path):
+        path = tmp_path / "file.gz"
+        path.write_bytes(b"<html>")
+        with pytest.raises(ValueError, match="not a gzip file"):
+            tfds_source.read_idx(path)
+        path.write_bytes(gzip.compress(b"<html>"))
+        with pytest.raises(ValueError, match="expected the header of an idx file"):
+            tfds_source.read_idx(path)
+        path.write_bytes(gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 9, 1, 2])))
+        with pytest.raises(ValueError, match=r"has 2 values; its header promises \(9,\)"):
+            tfds_source.read_idx(path)
+
+    @pytest.mark.skipif(
+        not os.path.isdir(os.path.join(os.environ.get("TFDS_DATA_DIR", ""), "mnist")),
+        reason="needs the real MNIST: set TFDS_DATA_DIR to a folder where TFDS prepared it",
+    )
+    def test_real_mnist(self):
+        mnist = data.load("mnist")
+        assert mnist.x_train.shape == (60_000, 28, 28)
+        assert mnist.x_test.shape == (10_000, 28, 28)
+        assert np.bincount(mnist.y_test).tolist() == [
+            980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009,
+        ]  # fmt: skip
+        np.testing.assert_allclose(mnist.x_train.mean() / 255, 0.1307, atol=1e-4)

@@ -1,0 +1,155 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rgo_jax
+from benchmarks import data, presets, train
+from benchmarks.methods import METHODS
+from benchmarks.models import MLP
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+def small(sequence="permuted", **changes):
+    given = {"num_tasks": 3, "examples_per_task": 300, "epochs": 2, "hidden": (32, 32)}
+    config = presets.config(f"{sequence}-digits")
+    return dataclasses.replace(config, **(given | changes))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("head", ["shared", "frozen", "per_task"])
+def test_every_method_runs_under_every_head_policy(digits, method, head):
+    run = train.run(small(head=head), METHODS[method], digits, num_seeds=2)
+    assert run.r.shape == (2, 3, 3)
+    measured = np.tril(np.ones((3, 3), bool))
+    assert not np.isnan(run.r[:, measured]).any()
+    assert np.isnan(run.r[:, ~measured]).all()
+    assert (np.diagonal(run.r, axis1=1, axis2=2) > 0.5).all()  # each task is learned
+    assert (run.losses[:, 0] < 2.2).all()  # log(10) is 2.3
+    assert len(run.task_seconds) == 3
+    assert not np.array_equal(run.r[0], run.r[1])  # seeds differ
+
+
+def test_runs_repeat_bit_for_bit_and_do_not_depend_on_the_number_of_seeds(digits):
+    config = small(num_tasks=2)
+    first = train.run(config, METHODS["rgo"], digits, num_seeds=2)
+    again = train.run(config, METHODS["rgo"], digits, num_seeds=2)
+    np.testing.assert_array_equal(first.r, again.r)
+    np.testing.assert_array_equal(first.losses, again.losses)
+    alone = train.run(config, METHODS["rgo"], digits, num_seeds=1)
+    np.testing.assert_allclose(alone.losses, first.losses[:1], rtol=1e-5)
+
+
+def test_vmap_over_seeds_gives_what_map_gives(digits, monkeypatch):
+    config = small(num_tasks=2)
+    mapped = train.run(config, METHODS["rgo"], digits, num_seeds=2)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    batched = train.run(config, METHODS["rgo"], digits, num_seeds=2)
+    np.testing.assert_allclose(batched.losses, mapped.losses, rtol=1e-3)
+    np.testing.assert_allclose(batched.r, mapped.r, atol=0.02)
+
+
+def test_one_compilation_serves_all_tasks(digits, compilations):
+    counts = []
+    for num_tasks in (1, 4):
+        jax.clear_caches()
+        with compilations() as counted:
+            train.run(small(num_tasks=num_tasks), METHODS["rgo"], digits, num_seeds=1)
+        counts.append(counted.count)
+    assert counts[0] == counts[1]
+
+
+def test_rgo_remembers_what_sgd_forgets(digits):
+    config = presets.config("permuted-digits", num_tasks=4)
+    bwt, acc = {}, {}
+    for method in ("rgo", "sgd", "rgo-2", "stl"):
+        run = train.run(config, METHODS[method], digits, num_seeds=1)
+        bwt[method] = float(rgo_jax.backward_transfer(run.r)[0])
+        acc[method] = float(rgo_jax.average_accuracy(run.r)[0])
+    assert bwt["sgd"] < -0.3
+    assert bwt["rgo"] > -0.05
+    assert bwt["rgo"] - bwt["rgo-2"] > 0.03
+    assert bwt["stl"] == 0
+    assert acc["rgo"] > acc["sgd"] + 0.2
+    assert abs(acc["rgo"] - acc["stl"]) < 0.05
+
+
+def head_network(policy):
+    return MLP(hidden=(8,), num_classes=3, num_tasks=4, head=policy, fel=True)
+
+
+@pytest.mark.parametrize("policy", ["shared", "frozen", "per_task"])
+def test_head_policies(policy):
+    network = head_network(policy)
+    x = jax.random.normal(jax.random.key(0), (5, 6))
+    params = network.init(jax.random.key(1), x, 0)["params"]
+
+    def grads(task):
+        return jax.grad(lambda p: jnp.sum(network.apply({"params": p}, x, task) ** 2))(params)
+
+    def moved(task):
+        return [bool(np.any(np.asarray(g) != 0)) for g in jax.tree.leaves(grads(task)["head"])]
+
+    assert all(moved(0))
+    if policy == "frozen":
+        assert not any(moved(1))
+        assert np.any(np.asarray(jax.tree.leaves(grads(1)["Dense_0"])[0]) != 0)
+    else:
+        assert all(moved(1))
+    if policy == "per_task":
+        gradient = np.asarray(grads(2)["head"]["kernels"])
+        assert gradient.shape == (4, 8, 3)
+        assert [bool(np.any(g != 0)) for g in gradient] == [False, False, True, False]
+
+
+def test_cosine_schedule_starts_anew_in_each_task():
+    config = presets.config("permuted-mnist", schedule="cosine", learning_rate=0.4)
+    schedule = config.learning_rate_schedule()
+    rates = np.asarray(jax.vmap(schedule)(jnp.array([0, 500, 999, 1000, 1500, 19_999])))
+    np.testing.assert_allclose(rates, [0.4, 0.2, 0, 0.4, 0.2, 0], atol=1e-5)
+    constant = presets.config("permuted-mnist").learning_rate_schedule()
+    assert float(constant(12_345)) == pytest.approx(0.1)
+
+
+def test_protocol_los_is_the_papers():
+    config = presets.config("permuted-mnist")
+    assert (config.num_tasks, config.steps_per_task, config.batch_size) == (20, 1000, 10)
+    assert (config.hidden, config.learning_rate, config.alpha) == ((256, 256), 0.1, 1.0)
+    assert (config.head, config.schedule) == ("shared", "constant")
+    network = MLP(hidden=(256, 256), num_classes=10, num_tasks=20, head="shared", fel=False)
+    params = network.init(jax.random.key(0), jnp.zeros((1, 784)), 0)["params"]
+    assert sum(p.size for p in jax.tree.leaves(params)) == 269_322
+    kernel = params["Dense_0"]["kernel"]
+    np.testing.assert_allclose(kernel.T @ kernel, np.eye(256), atol=1e-5)
+    assert {float(b) for b in params["head"]["Dense_0"]["bias"]} == {np.float32(0.1)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"benchmark": "permuted-cifar"}, "Unknown benchmark 'permuted-cifar'.*permuted-mnist"),
+        ({"benchmark": "permuted-mnist", "preset": "x"}, "Unknown preset 'x'; expected one of pap"),
+        ({"benchmark": "permuted-mnist", "head": "x"}, "Unknown head 'x'.*shared, frozen"),
+        ({"benchmark": "permuted-mnist", "schedule": "x"}, "Unknown schedule 'x'"),
+        ({"benchmark": "permuted-mnist", "num_tasks": 0}, "num_tasks is 0; expected more than 0"),
+        ({"benchmark": "permuted-mnist", "alpha": -1}, "alpha is -1; expected more than 0"),
+        ({"benchmark": "permuted-mnist", "data": "a.npz"}, "for --data.*permuted, rotated"),
+    ],
+)
+def test_configuration_errors(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        presets.config(**arguments)
+
+
+def test_sizes_that_do_not_fit(digits):
+    with pytest.raises(ValueError, match="'digits' has 1297 training images"):
+        train.run(small(examples_per_task=2000), METHODS["sgd"], digits, 1)
+    with pytest.raises(ValueError, match="batch_size is 400, but a task has 300"):
+        train.run(small(batch_size=400), METHODS["sgd"], digits, 1)
+    assert small(examples_per_task=2000).fitted_to(1297).examples_per_task == 1297

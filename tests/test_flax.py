@@ -1,0 +1,209 @@
+"""The Flax layers in training: fused against plain, Linen against NNX."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import rgo_jax
+import rgo_jax.linen
+import rgo_jax.nnx
+
+
+class LinenNet(nn.Module):
+    dense: type = nn.Dense
+    width: int = 32
+
+    @nn.compact
+    def __call__(self, x, task_id):
+        x = rgo_jax.linen.FeatureEncoding(layer=0)(x, task_id)
+        x = nn.relu(self.dense(self.width, name="hidden")(x))
+        x = rgo_jax.linen.FeatureEncoding(layer=1)(x, task_id)
+        return self.dense(3, name="head")(x)
+
+
+class NnxNet(nnx.Module):
+    def __init__(self, rngs):
+        self.encode_input = rgo_jax.nnx.FeatureEncoding(layer=0)
+        self.hidden = nnx.Linear(6, 32, rngs=rngs)
+        self.encode_hidden = rgo_jax.nnx.FeatureEncoding(layer=1)
+        self.head = nnx.Linear(32, 3, rngs=rngs)
+
+    def __call__(self, x, task_id):
+        x = nnx.relu(self.hidden(self.encode_input(x, task_id)))
+        return self.head(self.encode_hidden(x, task_id))
+
+
+def batches(seed, batch_size=8, count=5):
+    x = jax.random.normal(jax.random.key(seed), (count, batch_size, 6))
+    return x, jax.random.randint(jax.random.key(seed + 1), (count, batch_size), 0, 3)
+
+
+def cross_entropy(logits, y):
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y))
+
+
+def train_linen(dense, projected, batch_size=8, tx=None):
+    """Two tasks of five steps; the parameters after them."""
+    model = LinenNet(dense)
+    tx = tx or rgo_jax.rgo(0.5)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 6)), 0)["params"]
+
+    def logits(params, x, task, **collections):
+        return model.apply({"params": params, **collections}, x, task)
+
+    @jax.jit
+    def task_of_training(params, state, data, task):
+        def step(carry, batch):
+            params, state = carry
+            x, y = batch
+            handed = {"projections": rgo_jax.linen.projections(state)} if projected else {}
+            grads = jax.grad(lambda p: cross_entropy(logits(p, x, task, **handed), y))(params)
+            extra = {"projected": True} if projected else {}
+            updates, state = tx.update(grads, state, params, **extra)
+            return (optax.apply_updates(params, updates), state), None
+
+        (params, state), _ = jax.lax.scan(step, (params, state), data)
+
+        def grad_fn(batch):
+            x, y = batch
+            return jax.grad(lambda p: rgo_jax.curvature_output(logits(p, x, task), y))(params)
+
+        return params, rgo_jax.consolidate(state, grad_fn, data)
+
+    state = tx.init(params)
+    for task in range(2):
+        params, state = task_of_training(params, state, batches(10 * task, batch_size), task)
+    return params, state
+
+
+def assert_close(a, b, **kwargs):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **kwargs), a, b)
+
+
+# 8 rows are fewer than 32 features (factored), but not fewer than the head's 3; 40 are more.
+@pytest.mark.parametrize("batch_size", [1, 8, 40])
+def test_fused_dense_trains_as_plain_dense(batch_size):
+    plain, plain_state = train_linen(nn.Dense, projected=False, batch_size=batch_size)
+    fused, fused_state = train_linen(rgo_jax.linen.Dense, projected=True, batch_size=batch_size)
+    assert_close(fused, plain, rtol=1e-4, atol=1e-5)
+    assert_close(fused_state, plain_state, rtol=1e-3, atol=1e-4)
+    sgd, _ = train_linen(nn.Dense, False, batch_size, optax.chain(rgo_jax.rgo(0.0), optax.sgd(0.5)))
+    unprojected, _ = train_linen(rgo_jax.linen.Dense, False, batch_size)
+    assert_close(unprojected, plain, rtol=1e-4, atol=1e-5)  # without projections: flax's Dense
+    assert np.abs(fused["hidden"]["kernel"] - sgd["hidden"]["kernel"]).max() > 1e-3
+
+
+def test_fused_dense_is_flax_dense_otherwise():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 6))
+    for options in ({}, {"use_bias": False}, {"dtype": jnp.bfloat16}):
+        ours, theirs = rgo_jax.linen.Dense(4, **options), nn.Dense(4, **options)
+        variables = ours.init(jax.random.key(1), x)
+        assert_close(variables, theirs.init(jax.random.key(1), x), rtol=0)
+        handed = rgo_jax.linen.projections(rgo_jax.rgo(0.1).init(variables["params"]))
+        for extra in ({}, {"projections": handed}):
+            y = ours.apply(variables | extra, x)
+            assert y.dtype == theirs.apply(variables, x).dtype
+            np.testing.assert_allclose(
+                np.asarray(y, np.float32),
+                np.asarray(theirs.apply(variables, x), np.float32),
+                rtol=1e-5,
+            )
+
+
+def test_fused_dense_gives_the_same_input_gradient_and_maps_over_seeds():
+    x = jax.random.normal(jax.random.key(0), (3, 4, 6))
+    model = rgo_jax.linen.Dense(9)
+    params = model.init(jax.random.key(1), x[0])["params"]
+    tx = rgo_jax.scale_by_rgo()
+    state = rgo_jax.rls_update(tx.init(params), params)
+
+    def grads(x, collections):
+        def loss(params, x):
+            return jnp.sum(model.apply({"params": params} | collections, x) ** 2)
+
+        return jax.grad(loss, argnums=(0, 1))(params, x)
+
+    handed = {"projections": rgo_jax.linen.projections(state)}
+    for i in range(3):
+        plain, plain_x = grads(x[i], {})
+        projected, projected_x = grads(x[i], handed)
+        np.testing.assert_allclose(projected_x, plain_x, rtol=1e-5)
+        assert_close(projected, tx.update(plain, state)[0], rtol=1e-3, atol=1e-4)
+        mapped, _ = jax.vmap(lambda x: grads(x, handed))(x)
+        assert_close(jax.tree.map(lambda g, i=i: g[i], mapped), projected, rtol=1e-4, atol=1e-5)
+
+
+def test_projected_leaf_by_leaf():
+    params = {"a": jnp.ones((3, 2)), "b": jnp.ones((3, 2))}
+    tx = rgo_jax.scale_by_rgo()
+    state = rgo_jax.rls_update(tx.init(params), params)
+    all_by_transform, _ = tx.update(params, state)
+    mixed, _ = tx.update(params, state, projected={"a": True, "b": False})
+    np.testing.assert_array_equal(mixed["a"], params["a"])
+    np.testing.assert_array_equal(mixed["b"], all_by_transform["b"])
+    assert np.abs(mixed["b"] - params["b"]).max() > 0.1
+    with pytest.raises(ValueError, match=r"projected has None for 'b'.*It has 'a'"):
+        tx.update(params, state, projected={"a": True})
+    with pytest.raises(ValueError, match="projected has 1 for 'a'"):
+        tx.update(params, state, projected={"a": 1, "b": 0})
+
+
+def test_projections_errors():
+    with pytest.raises(ValueError, match="No RgoState"):
+        rgo_jax.linen.projections(optax.sgd(0.1).init(jnp.zeros(3)))
+    with pytest.raises(TypeError, match="expected nested dicts"):
+        rgo_jax.linen.projections(rgo_jax.rgo(0.1).init([jnp.zeros(3)]))
+    model = rgo_jax.linen.Dense(2, dot_general=jax.lax.dot_general)
+    params = model.init(jax.random.key(0), jnp.ones((1, 3)))["params"]
+    handed = rgo_jax.linen.projections(rgo_jax.rgo(0.1).init(params))
+    with pytest.raises(ValueError, match="dot_general is set"):
+        model.apply({"params": params, "projections": handed}, jnp.ones((1, 3)))
+
+
+def test_nnx_trains_as_linen():
+    linen_params, linen_state = train_linen(nn.Dense, projected=False)
+
+    model = NnxNet(nnx.Rngs(0))
+    start = LinenNet().init(jax.random.key(0), jnp.zeros((1, 6)), 0)["params"]
+    for layer in ("hidden", "head"):
+        getattr(model, layer).kernel[...] = start[layer]["kernel"]
+        getattr(model, layer).bias[...] = start[layer]["bias"]
+    optimizer = nnx.Optimizer(model, rgo_jax.rgo(0.5), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer, x, y, task):
+        grads = nnx.grad(lambda model: cross_entropy(model(x, task), y))(model)
+        optimizer.update(model, grads)
+
+    @nnx.jit
+    def end_of_task(model, optimizer, data, task):
+        graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+        def output(params, batch):
+            logits = nnx.merge(graph, params, rest)(batch[0], task)
+            return rgo_jax.curvature_output(logits, batch[1])
+
+        rgo_jax.nnx.consolidate(optimizer, lambda b: jax.grad(output)(params, b), data)
+
+    for task in range(2):
+        x, y = batches(10 * task)
+        for i in range(len(x)):
+            step(model, optimizer, x[i], y[i], jnp.int32(task))
+        end_of_task(model, optimizer, (x, y), jnp.int32(task))
+
+    for layer in ("hidden", "head"):
+        np.testing.assert_allclose(
+            getattr(model, layer).kernel[...], linen_params[layer]["kernel"], rtol=1e-3, atol=1e-5
+        )
+        np.testing.assert_allclose(
+            optimizer.opt_state[0].projection[layer]["kernel"][...],
+            linen_state[0].projection[layer]["kernel"],
+            rtol=1e-3,
+            atol=1e-4,
+        )
+    assert int(optimizer.opt_state[0].num_updates[...]) == 10
+    assert int(optimizer.step[...]) == 10

@@ -1,0 +1,65 @@
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import strategies as st
+
+import rgo_jax
+from tests import oracle
+
+
+def test_stats_against_float64():
+    grads = np.random.default_rng(0).normal(size=(7, 3, 3, 2, 4)).astype(np.float32)
+    state = rgo_jax.rgo(0.1).init({"conv": {"kernel": jnp.zeros((3, 3, 2, 4))}})
+    state = rgo_jax.consolidate(state, lambda g: {"conv": {"kernel": g}}, jnp.asarray(grads))
+    ((path, stats),) = rgo_jax.projection_stats(state).items()
+    p = oracle.projection(grads)
+    eigenvalues = np.linalg.eigvalsh(p)
+    share = eigenvalues / eigenvalues.sum()
+    assert path == "conv/kernel"
+    assert stats.dim == 18
+    assert stats.mib == 18 * 18 * 4 / 2**20
+    np.testing.assert_allclose(stats.trace, np.trace(p), rtol=1e-5)
+    np.testing.assert_allclose(stats.min_eigenvalue, eigenvalues[0], rtol=1e-2)
+    np.testing.assert_allclose(stats.max_eigenvalue, eigenvalues[-1], rtol=1e-5)
+    np.testing.assert_allclose(
+        stats.effective_rank, np.exp(-(share * np.log(share)).sum()), rtol=1e-4
+    )
+    assert 11 < stats.effective_rank < 18  # 7 of 18 directions are taken
+
+
+def test_stats_before_training_and_under_a_mask():
+    tx = optax.masked(rgo_jax.scale_by_rgo(), {"a": True, "b": False})
+    stats = rgo_jax.projection_stats(tx.init({"a": jnp.zeros((5, 2)), "b": jnp.zeros(3)}))
+    assert list(stats) == ["a"]
+    np.testing.assert_allclose(stats["a"].effective_rank, 5, rtol=1e-6)
+
+
+R = [[0.9, np.nan, np.nan], [0.8, 0.95, np.nan], [0.5, 0.85, 0.7]]
+
+
+def test_metrics_by_hand():
+    np.testing.assert_allclose(rgo_jax.average_accuracy(R), (0.5 + 0.85 + 0.7) / 3, rtol=1e-6)
+    np.testing.assert_allclose(
+        rgo_jax.backward_transfer(R), ((0.5 - 0.9) + (0.85 - 0.95)) / 2, rtol=1e-6
+    )
+
+
+@hypothesis.given(seeds=st.integers(1, 4), tasks=st.sampled_from([1, 2, 5]))
+def test_metrics_keep_the_axis_of_seeds(seeds, tasks):
+    r = np.random.default_rng(seeds).uniform(size=(seeds, tasks, tasks))
+    for metric in (rgo_jax.average_accuracy, rgo_jax.backward_transfer):
+        together = jax.jit(metric)(r)
+        assert together.shape == (seeds,)
+        np.testing.assert_allclose(together, [metric(one) for one in r], atol=1e-6)
+    if tasks == 1:
+        assert not np.any(rgo_jax.backward_transfer(r))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (0, 0)])
+def test_metrics_refuse_what_is_not_square(shape):
+    for metric in (rgo_jax.average_accuracy, rgo_jax.backward_transfer):
+        with pytest.raises(ValueError, match="R has shape"):
+            metric(np.zeros(shape))
