@@ -3,6 +3,7 @@
 from rgo_jax._curvature import curvature_output as curvature_output
 from rgo_jax._fel import fel_encode as fel_encode
 from rgo_jax._fel import fel_permutation as fel_permutation
+from rgo_jax._geometry import FanIn as FanIn
 from rgo_jax._metrics import average_accuracy as average_accuracy
 from rgo_jax._metrics import backward_transfer as backward_transfer
 from rgo_jax._rls import consolidate as consolidate
@@ -17,6 +18,7 @@ from rgo_jax._transform import scale_by_rgo as scale_by_rgo
 __version__ = "0.1.0"
 
 __all__ = [
+    "FanIn",
     "ProjectionStats",
     "RgoState",
     "average_accuracy",

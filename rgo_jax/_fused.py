@@ -10,9 +10,7 @@ The projection handed over here is the normalised one, ``(d / tr P) P``. It gets
 import jax
 import jax.numpy as jnp
 
-from rgo_jax import _geometry
-
-_HIGHEST = jax.lax.Precision.HIGHEST
+from rgo_jax import _geometry, _projection
 
 
 @jax.custom_vjp
@@ -29,9 +27,8 @@ def _project_gradient_fwd(
 
 
 def _project_gradient_bwd(projection: jax.Array, g: jax.Array) -> tuple[jax.Array, None]:
-    matrix = _geometry.to_matrix(g).astype(projection.dtype)
-    product = jnp.matmul(projection, matrix, precision=_HIGHEST)
-    return product.reshape(g.shape).astype(g.dtype), None
+    matrix = _geometry.to_matrix(g, _projection.dim(projection))
+    return _projection.multiply(projection, matrix).reshape(g.shape).astype(g.dtype), None
 
 
 project_gradient.defvjp(_project_gradient_fwd, _project_gradient_bwd)
@@ -48,7 +45,7 @@ def dot(
     Args:
       x: ``[..., d]``.
       kernel: ``[d, m]``.
-      projection: ``[d, d]``.
+      projection: normalised; ``[d, d]``, or another form of `rgo_jax._projection`.
       precision: of the products that SGD has too; those with the projection are at HIGHEST.
 
     Returns:
@@ -73,10 +70,8 @@ def dot(
         residuals: tuple[jax.Array, jax.Array, jax.Array], g: jax.Array
     ) -> tuple[jax.Array, jax.Array, None]:
         x, kernel, projection = residuals
-        inputs = x.reshape(rows, -1).astype(projection.dtype)
-        projected = jnp.matmul(inputs, projection, precision=_HIGHEST)  # P is symmetric
-        outputs = g.reshape(rows, -1)
-        gradient = jnp.matmul(projected.astype(g.dtype).T, outputs, precision=precision)
+        projected = _projection.multiply(projection, x.reshape(rows, -1).T).astype(g.dtype)
+        gradient = jnp.matmul(projected, g.reshape(rows, -1), precision=precision)
         return jnp.matmul(g, kernel.T, precision=precision), gradient.astype(kernel.dtype), None
 
     factored.defvjp(forward, backward)

@@ -1,51 +1,160 @@
 """Which axes of a parameter are fan-in: the one file that knows about axes.
 
-RGO sees every parameter leaf as a matrix ``W [d, m]``: ``d`` is the fan-in (all axes but the
-last) and ``m`` the number of feature extractors (the last axis). This is the layout of Flax's
-Dense ``[in, out]`` and Conv ``[kh, kw, cin, cout]`` kernels, in Linen and in NNX. A vector (a
-bias) is one column, ``[n, 1]``. Source: appendix B.2 of the RGO paper.
+RGO sees every parameter leaf as a matrix ``W [d, m]``: ``d`` is the fan-in and ``m`` the number of
+feature extractors. Fan-in axes lead, as they do in every kernel of Flax, Linen and NNX alike:
+Dense ``[in, out]``, Conv ``[kh, kw, cin, cout]``, attention ``[features, heads, head_dim]``. Unless
+a `FanIn` says otherwise they are all axes but the last, and a vector (a bias) is one column,
+``[n, 1]``. Source: appendix B.2 of the RGO paper.
 """
 
+import dataclasses
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
+
+Path = tuple[Any, ...]
 
 
-def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """The shape ``(d, m)`` under which RGO sees a leaf of this shape (rank 1 or more)."""
-    if len(shape) == 1:
-        return shape[0], 1
-    return math.prod(shape[:-1]), shape[-1]
+@dataclasses.dataclass(frozen=True)
+class FanIn:
+    """How `rgo_jax.scale_by_rgo` sees one parameter, where the default does not fit.
 
-
-def to_matrix(leaf: jax.Array) -> jax.Array:
-    """A leaf as its ``[d, m]`` matrix; ``matrix.reshape(leaf.shape)`` is the way back."""
-    return leaf.reshape(matrix_shape(leaf.shape))
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-    """A pytree path as people write it: ``Dense_0/kernel``."""
-    return jax.tree_util.keystr(path, simple=True, separator="/") or "(the whole tree)"
-
-
-def check_leaf(path: tuple[Any, ...], leaf: Any) -> None:
-    """Refuses leaves for which a projection has no meaning.
+    Attributes:
+      num_axes: how many leading axes are fan-in. None: all but the last, and the only one of a
+        vector. The query, key and value kernels of attention, ``[features, heads, head_dim]``, need
+        1, and their biases, ``[heads, head_dim]``, 2.
+      blocks: divides the fan-in into this many equal runs, each with a P of its own: a
+        block-diagonal P of ``d * d / blocks`` numbers. Layers stacked along a leading axis, as
+        `flax.linen.scan` stacks them, are kept apart by as many blocks as there are layers.
+      diagonal: keeps only the diagonal of P, ``d`` numbers: for embeddings, whose fan-in is the
+        vocabulary.
 
     Raises:
-      ValueError: the leaf has no axes.
+      ValueError: a number below 1, or both blocks and diagonal.
+
+    Example:
+      >>> import jax.numpy as jnp, rgo_jax
+      >>> params = {"embed": jnp.zeros((50_000, 8)), "query": jnp.zeros((8, 2, 4))}
+      >>> tx = rgo_jax.scale_by_rgo(
+      ...     fan_in={
+      ...         "embed": rgo_jax.FanIn(diagonal=True),
+      ...         "query": rgo_jax.FanIn(num_axes=1),
+      ...     }
+      ... )
+      >>> {name: p.shape for name, p in tx.init(params).projection.items()}
+      {'embed': (50000,), 'query': (8, 8)}
+    """
+
+    num_axes: int | None = None
+    blocks: int = 1
+    diagonal: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_axes is not None and self.num_axes < 1:
+            raise ValueError(f"num_axes is {self.num_axes}; expected 1 or more, or None.")
+        if self.blocks < 1:
+            raise ValueError(f"blocks is {self.blocks}; expected 1 or more.")
+        if self.diagonal and self.blocks > 1:
+            raise ValueError(
+                f"blocks is {self.blocks} and diagonal is True; expected one of them: a diagonal "
+                "is as many blocks as there are fan-ins."
+            )
+
+
+def projection_shape(path: Path, leaf: Any, spec: FanIn) -> tuple[int, ...]:
+    """The shape of a leaf's projection: ``[d, d]``, ``[blocks, b, b]`` or ``[d]``.
+
+    Raises:
+      ValueError: the leaf has no axes, or the spec does not fit it.
       TypeError: the leaf is not real floating point.
     """
+    name, shape = path_name(path), jnp.shape(leaf)
     remedy = "Exclude it: optax.masked(rgo_jax.scale_by_rgo(), mask)."
-    if jnp.ndim(leaf) == 0:
+    if not shape:
         raise ValueError(
-            f"Parameter {path_name(path)!r} has shape (): RGO projects the fan-in axes of a "
-            f"parameter and a scalar has none. {remedy}"
+            f"Parameter {name!r} has shape (): RGO projects the fan-in axes of a parameter and a "
+            f"scalar has none. {remedy}"
         )
     dtype = jnp.result_type(leaf)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
-            f"Parameter {path_name(path)!r} has dtype {dtype}: RGO projects real floating-point "
-            f"parameters only. {remedy}"
+            f"Parameter {name!r} has dtype {dtype}: RGO projects real floating-point parameters "
+            f"only. {remedy}"
         )
+    num_axes = spec.num_axes or max(len(shape) - 1, 1)
+    if num_axes > len(shape):
+        raise ValueError(
+            f"Parameter {name!r} has shape {shape}, but its FanIn says num_axes={num_axes}; "
+            f"expected at most {len(shape)}."
+        )
+    d = math.prod(shape[:num_axes])
+    if d % spec.blocks:
+        raise ValueError(
+            f"Parameter {name!r} has fan-in {d}, but its FanIn says blocks={spec.blocks}; expected "
+            "a divisor."
+        )
+    if spec.diagonal:
+        return (d,)
+    return (d, d) if spec.blocks == 1 else (spec.blocks, d // spec.blocks, d // spec.blocks)
+
+
+def specs_by_path(fan_in: Any, params: Any) -> dict[Path, FanIn]:
+    """The `FanIn` of every leaf of ``params``, from a tree that names those that need one.
+
+    A spec holds for all leaves below its place in the tree.
+
+    Raises:
+      ValueError: a spec that is none, or one for which there is no parameter.
+    """
+    specs = _flatten(fan_in, FanIn)
+    for path, spec in specs.items():
+        if not isinstance(spec, FanIn):
+            raise ValueError(
+                f"fan_in has {spec!r} at {path_name(path)!r}; expected a rgo_jax.FanIn. Leave out "
+                "the parameters for which the default is right."
+            )
+    # Parameters that optax.masked leaves out are named nowhere else, but are no mistake.
+    unused = set(specs)
+    result = {}
+    for path, leaf in _flatten(params, optax.MaskedNode).items():
+        for length in range(len(path) + 1):
+            if path[:length] in specs:
+                unused.discard(path[:length])
+                result[path] = specs[path[:length]]
+        if isinstance(leaf, optax.MaskedNode):
+            unused = {other for other in unused if other[: len(path)] != path}
+            result.pop(path, None)
+        else:
+            result.setdefault(path, FanIn())
+    if unused:
+        names = ", ".join(repr(path_name(path)) for path in result)
+        raise ValueError(
+            f"fan_in names {path_name(unused.pop())!r}, but there is no such parameter. There are "
+            f"{names}."
+        )
+    return result
+
+
+def _flatten(tree: Any, leaf_type: type) -> dict[Path, Any]:
+    flat, _ = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda node: isinstance(node, leaf_type)
+    )
+    return dict(flat)
+
+
+def is_fan_in(shape: tuple[int, ...], d: int) -> bool:
+    """Whether ``d`` is the product of some leading axes, so that a leaf is a ``[d, m]`` matrix."""
+    return any(math.prod(shape[:k]) == d for k in range(1, len(shape) + 1))
+
+
+def to_matrix(leaf: jax.Array, d: int) -> jax.Array:
+    """A leaf as its ``[d, m]`` matrix; ``matrix.reshape(leaf.shape)`` is the way back."""
+    return leaf.reshape(d, leaf.size // d)
+
+
+def path_name(path: Path) -> str:
+    """A pytree path as people write it: ``Dense_0/kernel``."""
+    return jax.tree_util.keystr(path, simple=True, separator="/") or "(the whole tree)"

@@ -1,8 +1,13 @@
-"""One projection matrix ``P [d, d]``: plain linear algebra, nothing about trees or axes.
+"""One projection ``P``: plain linear algebra, nothing about trees or axes.
+
+``P`` has one of three forms, told apart by its rank: ``[d, d]``; block-diagonal ``[k, b, b]`` with
+``d = k * b``, where each block is a projection by itself; and diagonal ``[d]``.
 
 Everything here runs at ``Precision.HIGHEST``: a protected direction carries 1e-2 to 1e-4 of the
 weight of a free one, so the rounding of TF32 or bfloat16 products (1e-3 and 4e-3) would hide it.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,36 +16,61 @@ from jax.scipy.linalg import solve_triangular
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
-def identity(d: int, dtype: jnp.dtype) -> jax.Array:
+def identity(shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     """The projection before the first task: nothing is protected.
 
     The dtype is at least float32, whatever the parameter's: the RLS recursion loses symmetry and
     definiteness in 16 bits.
     """
-    return jnp.eye(d, dtype=jnp.promote_types(dtype, jnp.float32))
+    dtype = jnp.promote_types(dtype, jnp.float32)
+    if len(shape) == 1:
+        return jnp.ones(shape, dtype)
+    return jnp.broadcast_to(jnp.eye(shape[-1], dtype=dtype), shape)
+
+
+def dim(projection: jax.Array) -> int:
+    """The fan-in ``d``."""
+    return math.prod(projection.shape[: max(projection.ndim - 1, 1)])
+
+
+def multiply(projection: jax.Array, matrix: jax.Array) -> jax.Array:
+    """``P G`` for ``G [d, m]``, in the projection's dtype."""
+    matrix = matrix.astype(projection.dtype)
+    if projection.ndim == 1:
+        return projection[:, None] * matrix
+    blocks = matrix.reshape(*projection.shape[:-1], -1)
+    return jnp.matmul(projection, blocks, precision=_HIGHEST).reshape(matrix.shape)
+
+
+def normalise(projection: jax.Array) -> jax.Array:
+    """``(d / tr P) P``, block by block; what the modified gradient is multiplied by."""
+    return _scale(projection) * projection
 
 
 def project(projection: jax.Array, gradient: jax.Array) -> jax.Array:
     """The modified gradient ``(d / tr P) P g`` of Algorithm 1, line 5.
 
     Args:
-      projection: ``[d, d]``, symmetric positive definite, at any positive scale.
+      projection: symmetric positive definite, at any positive scale.
       gradient: ``[d, m]``.
 
     Returns:
       ``[d, m]`` in the projection's dtype.
     """
-    product = jnp.matmul(projection, gradient.astype(projection.dtype), precision=_HIGHEST)
-    return _scale(projection) * product
-
-
-def normalise(projection: jax.Array) -> jax.Array:
-    """``(d / tr P) P``: the matrix whose product with the gradient is the modified gradient."""
-    return _scale(projection) * projection
+    product = multiply(projection, gradient)
+    scale = _scale(projection)
+    if projection.ndim < 3:
+        return scale * product
+    return (scale * product.reshape(*projection.shape[:-1], -1)).reshape(product.shape)
 
 
 def _scale(projection: jax.Array) -> jax.Array:
-    return projection.shape[0] / jnp.trace(projection)
+    """``d / tr P``, shaped to multiply by: ``[k, 1, 1]`` for blocks."""
+    if projection.ndim == 1:
+        return projection.shape[0] / jnp.sum(projection)
+    trace = jnp.trace(projection, axis1=-2, axis2=-1)
+    scale = projection.shape[-1] / trace
+    return scale if projection.ndim == 2 else scale[:, None, None]
 
 
 def rank_one_update(
@@ -49,13 +79,19 @@ def rank_one_update(
     """Folds one vector in: ``P - (P v)(P v)' / (alpha + v' P v)``, Algorithm 1, lines 10-11.
 
     Args:
-      projection: ``[d, d]``.
+      projection: any of the three forms.
       vector: ``[d]``.
       alpha: scalar, positive.
 
     Returns:
-      The new ``[d, d]``, exactly symmetric if ``projection`` is.
+      The new projection, exactly symmetric if the old one is.
     """
+    if projection.ndim == 1:
+        u = projection * vector
+        return projection - u * u / (alpha + vector * u)
+    if projection.ndim == 3:
+        blocks = vector.reshape(projection.shape[:2])
+        return jax.vmap(rank_one_update, in_axes=(0, 0, None))(projection, blocks, alpha)
     u = jnp.matmul(projection, vector, precision=_HIGHEST)
     return projection - jnp.outer(u, u) / (alpha + jnp.vdot(vector, u, precision=_HIGHEST))
 
@@ -75,29 +111,42 @@ def block_update(
     times.
 
     Args:
-      projection: ``[d, d]``.
+      projection: any of the three forms.
       vectors: ``[n, d]``.
       alpha: scalar, positive.
       block_size: how many vectors are folded in at once. Bounds the extra memory to
         ``block_size * (d + block_size)`` numbers.
 
     Returns:
-      The new ``[d, d]``, symmetric.
+      The new projection, symmetric.
     """
+    if projection.ndim == 1:
+        return projection / (1 + projection * jnp.sum(vectors**2, axis=0) / alpha)
+    if projection.ndim == 3:
+        blocks = jnp.moveaxis(vectors.reshape(-1, *projection.shape[:2]), 1, 0)
+        return jax.vmap(lambda p, v: block_update(p, v, alpha, block_size=block_size))(
+            projection, blocks
+        )
     count, d = vectors.shape
     block_size = min(block_size, count)
-    blocks = -(-count // block_size)
+    num_blocks = -(-count // block_size)
     # A zero vector changes nothing, so the last block can be filled up with them.
-    padded = jnp.pad(vectors, ((0, blocks * block_size - count), (0, 0)))
+    padded = jnp.pad(vectors, ((0, num_blocks * block_size - count), (0, 0)))
 
     def fold(p: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
         vp = jnp.matmul(v, p, precision=_HIGHEST)
         gram = jnp.matmul(vp, v.T, precision=_HIGHEST)
-        # Symmetric by construction up to rounding; Cholesky reads one triangle only.
         chol = jnp.linalg.cholesky(alpha * jnp.eye(block_size, dtype=p.dtype) + gram)
         w = solve_triangular(chol, vp, lower=True)
         p = p - jnp.matmul(w.T, w, precision=_HIGHEST)
         return (p + p.T) / 2, None
 
-    folded, _ = jax.lax.scan(fold, projection, padded.reshape(blocks, block_size, d))
+    folded, _ = jax.lax.scan(fold, projection, padded.reshape(num_blocks, block_size, d))
     return folded
+
+
+def eigenvalues(projection: jax.Array) -> jax.Array:
+    """All ``d`` eigenvalues, ascending."""
+    if projection.ndim == 1:
+        return jnp.sort(projection)
+    return jnp.sort(jnp.linalg.eigvalsh(projection).ravel())

@@ -154,7 +154,7 @@ def _curvature_vectors(state: _state.RgoState, grads: optax.Updates) -> Any:
     projections = _state.leaves_by_path(state.projection)
     _state.check_paths(projections, leaves, "grads")
 
-    def vector(path: _state.Path, projection: jax.Array) -> jax.Array:
+    def vector(path: _geometry.Path, projection: jax.Array) -> jax.Array:
         _, matrix = _state.pair(path, leaves[path], projections, "grads")
         return jnp.sum(matrix, axis=1, dtype=projection.dtype)
 

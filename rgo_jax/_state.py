@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rgo_jax import _geometry
-
-Path = tuple[Any, ...]
+from rgo_jax import _geometry, _projection
+from rgo_jax._geometry import Path
 
 
 class RgoState(NamedTuple):
@@ -18,7 +17,8 @@ class RgoState(NamedTuple):
       num_updates: int32 scalar, how many curvature vectors have been folded in so far.
       projection: a tree like the parameters. A leaf seen as ``[d, m]`` has a ``P [d, d]``,
         symmetric positive definite, in float32 or better, not normalised: it equals
-        ``alpha (alpha I + sum v v')^-1`` over all vectors ``v`` folded in.
+        ``alpha (alpha I + sum v v')^-1`` over all vectors ``v`` folded in. Where a
+        `rgo_jax.FanIn` asks for it, ``P`` is ``[blocks, b, b]`` or its diagonal ``[d]``.
     """
 
     num_updates: jax.Array
@@ -71,7 +71,7 @@ def check_paths(projections: dict[Path, Any], leaves: dict[Path, Any], what: str
 def pair(
     path: Path, leaf: Any, projections: dict[Path, jax.Array], what: str
 ) -> tuple[jax.Array, jax.Array]:
-    """A leaf's ``P [d, d]`` and the leaf as its ``[d, m]`` matrix, checked against each other."""
+    """A leaf's projection and the leaf as its ``[d, m]`` matrix, checked against each other."""
     name = _geometry.path_name(path)
     if path not in projections:
         raise ValueError(
@@ -79,14 +79,14 @@ def pair(
             "tree like the parameters that the optimizer was initialised with."
         )
     projection, shape = projections[path], jnp.shape(leaf)
-    if not shape or _geometry.matrix_shape(shape)[0] != projection.shape[0]:
+    d = _projection.dim(projection)
+    if not _geometry.is_fan_in(shape, d):
         raise ValueError(
             f"The {what} leaf {name!r} has shape {shape}, but its projection has shape "
-            f"{projection.shape}: expected a fan-in (all axes but the last) of "
-            f"{projection.shape[0]}. Pass a tree like the parameters that the optimizer was "
-            "initialised with."
+            f"{projection.shape}: expected leading axes with a product, the fan-in, of {d}. Pass a "
+            "tree like the parameters that the optimizer was initialised with."
         )
-    return projection, _geometry.to_matrix(jnp.asarray(leaf))
+    return projection, _geometry.to_matrix(jnp.asarray(leaf), d)
 
 
 def is_marked(path: Path, marks: Any, what: str) -> bool:

@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rgo_jax import _geometry, _state
+from rgo_jax import _geometry, _projection, _state
 
 _MIB = 2**20
 
 
 class ProjectionStats(NamedTuple):
-    """What one projection ``P [d, d]`` holds.
+    """What one projection holds.
 
     Attributes:
-      dim: d, the fan-in of the layer.
+      dim: d, the fan-in of the parameter.
       trace: tr P; d before the first task, less with each one.
       min_eigenvalue: the weight of the most protected direction; 1 is free.
       max_eigenvalue: the weight of the freest direction; 1 as long as one is untouched.
@@ -67,14 +67,14 @@ def projection_stats(opt_state: optax.OptState) -> dict[str, ProjectionStats]:
 
 
 def _stats(projection: jax.Array) -> ProjectionStats:
-    eigenvalues = jnp.linalg.eigvalsh(projection)
+    eigenvalues = _projection.eigenvalues(projection)
     # Rounding can push the smallest ones of a strongly protected layer just below zero.
     share = jnp.maximum(eigenvalues, 0)
     share /= jnp.sum(share)
     entropy = jnp.sum(jax.scipy.special.entr(share))
     return ProjectionStats(
-        dim=projection.shape[0],
-        trace=jnp.trace(projection),
+        dim=_projection.dim(projection),
+        trace=jnp.sum(eigenvalues),
         min_eigenvalue=eigenvalues[0],
         max_eigenvalue=eigenvalues[-1],
         effective_rank=jnp.exp(entropy),
@@ -82,7 +82,7 @@ def _stats(projection: jax.Array) -> ProjectionStats:
     )
 
 
-def projection_memory(params: Any) -> dict[str, float]:
+def projection_memory(params: Any, *, fan_in: Any = None) -> dict[str, float]:
     """The memory that `rgo_jax.scale_by_rgo` will take for these parameters, in MiB.
 
     Allocates nothing, so it can be asked before training starts.
@@ -90,12 +90,13 @@ def projection_memory(params: Any) -> dict[str, float]:
     Args:
       params: a tree of parameters, or of anything with a shape and a dtype: the result of
         `jax.eval_shape` on an initialiser does.
+      fan_in: as for `rgo_jax.scale_by_rgo`.
 
     Returns:
       MiB of P under each parameter's path. The sum of the values is the whole state's.
 
     Raises:
-      ValueError: a leaf without axes.
+      ValueError: a leaf without axes, or a ``fan_in`` that does not fit.
       TypeError: a leaf that is not real floating point.
 
     Example:
@@ -106,10 +107,11 @@ def projection_memory(params: Any) -> dict[str, float]:
       4.0
     """
 
-    def mib(path: _state.Path, leaf: Any) -> float:
-        _geometry.check_leaf(path, leaf)
-        d, _ = _geometry.matrix_shape(leaf.shape)
-        return math.prod((d, d)) * jnp.promote_types(leaf.dtype, jnp.float32).itemsize / _MIB
+    specs = _geometry.specs_by_path(fan_in, params)
+
+    def mib(path: _geometry.Path, leaf: Any) -> float:
+        shape = _geometry.projection_shape(path, leaf, specs[path])
+        return math.prod(shape) * jnp.promote_types(leaf.dtype, jnp.float32).itemsize / _MIB
 
     return {
         _geometry.path_name(path): mib(path, leaf)

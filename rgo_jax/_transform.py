@@ -1,5 +1,6 @@
 """The optax transform ``scale_by_rgo`` and the alias ``rgo``."""
 
+import math
 from typing import Any
 
 import jax
@@ -11,7 +12,9 @@ from rgo_jax import _geometry, _projection, _state
 DEFAULT_MAX_FAN_IN = 8192
 
 
-def scale_by_rgo(*, max_fan_in: int | None = None) -> optax.GradientTransformationExtraArgs:
+def scale_by_rgo(
+    *, fan_in: Any = None, max_fan_in: int | None = None
+) -> optax.GradientTransformationExtraArgs:
     """Scales gradients by Recursive Gradient Optimization's projection.
 
     Each gradient leaf, seen as ``g [d, m]`` with ``d`` the fan-in (every axis but the last; a
@@ -31,15 +34,19 @@ def scale_by_rgo(*, max_fan_in: int | None = None) -> optax.GradientTransformati
     gradients as they are; a tree of bools like the parameters says it leaf by leaf.
 
     Args:
-      max_fan_in: the largest fan-in ``d`` accepted; 8192 if None, at which one ``P`` takes
-        256 MiB in float32. With `optax.inject_hyperparams`, name it in ``static_args``.
+      fan_in: a tree of `rgo_jax.FanIn` for the parameters that the default does not fit: attention
+        kernels, whose fan-in is one axis, and embeddings, whose fan-in is too large for a full P.
+        It has the structure of the parameters, but need not have all of them, and a `FanIn` holds
+        for everything below it.
+      max_fan_in: the largest full P or block of one accepted; 8192 if None, at which one ``P``
+        takes 256 MiB in float32. With `optax.inject_hyperparams`, name it in ``static_args``.
 
     Returns:
       A `optax.GradientTransformationExtraArgs` whose state is an `RgoState`.
 
     Raises:
-      ValueError: from ``init``, for a leaf without axes or a fan-in above ``max_fan_in``; from
-        ``update``, for gradients that do not match the state.
+      ValueError: from ``init``, for a leaf without axes, a fan-in above ``max_fan_in`` or a
+        ``fan_in`` that does not fit; from ``update``, for gradients that do not match the state.
       TypeError: from ``init``, for a leaf that is not real floating point.
 
     Example:
@@ -67,17 +74,19 @@ def scale_by_rgo(*, max_fan_in: int | None = None) -> optax.GradientTransformati
         limit = int(max_fan_in)
 
     def init_fn(params: optax.Params) -> _state.RgoState:
-        def init_leaf(path: _state.Path, leaf: jax.Array) -> jax.Array:
-            _geometry.check_leaf(path, leaf)
-            d, _ = _geometry.matrix_shape(jnp.shape(leaf))
-            if d > limit:
+        specs = _geometry.specs_by_path(fan_in, params)
+
+        def init_leaf(path: _geometry.Path, leaf: jax.Array) -> jax.Array:
+            shape = _geometry.projection_shape(path, leaf, specs[path])
+            if len(shape) > 1 and shape[-1] > limit:
                 raise ValueError(
                     f"Parameter {_geometry.path_name(path)!r} with shape {jnp.shape(leaf)} has "
-                    f"fan-in {d}, above max_fan_in={limit}: its P would take "
-                    f"{d * d * 4 / 2**20:.0f} MiB in float32. Raise max_fan_in, or exclude the "
-                    "parameter: optax.masked(rgo_jax.scale_by_rgo(), mask)."
+                    f"fan-in {shape[-1]}, above max_fan_in={limit}: its P would take "
+                    f"{math.prod(shape) * 4 / 2**20:.0f} MiB in float32. Raise max_fan_in; or have "
+                    "less of P, with fan_in=FanIn(diagonal=True) or FanIn(blocks=...); or exclude "
+                    "the parameter: optax.masked(rgo_jax.scale_by_rgo(), mask)."
                 )
-            return _projection.identity(d, jnp.result_type(leaf))
+            return _projection.identity(shape, jnp.result_type(leaf))
 
         return _state.RgoState(
             num_updates=jnp.zeros([], jnp.int32),
@@ -96,7 +105,7 @@ def scale_by_rgo(*, max_fan_in: int | None = None) -> optax.GradientTransformati
         projections = _state.leaves_by_path(state.projection)
         _state.check_paths(projections, _state.leaves_by_path(updates), "gradients")
 
-        def update_leaf(path: _state.Path, gradient: jax.Array) -> jax.Array:
+        def update_leaf(path: _geometry.Path, gradient: jax.Array) -> jax.Array:
             projection, matrix = _state.pair(path, gradient, projections, "gradients")
             if _state.is_marked(path, projected, "projected"):
                 return gradient
@@ -113,6 +122,7 @@ def rgo(
     momentum: float | None = None,
     nesterov: bool = False,
     *,
+    fan_in: Any = None,
     max_fan_in: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Recursive Gradient Optimization: SGD that does not forget, without replay.
@@ -126,6 +136,7 @@ def rgo(
       momentum: decay of the momentum, or None for none, as in the paper. Momentum is applied to
         the projected gradients.
       nesterov: whether to use Nesterov momentum.
+      fan_in: see `scale_by_rgo`.
       max_fan_in: see `scale_by_rgo`.
 
     Returns:
@@ -154,7 +165,7 @@ def rgo(
       <https://arxiv.org/abs/2201.12522>`_, ICLR 2022.
     """
     return optax.chain(
-        scale_by_rgo(max_fan_in=max_fan_in),
+        scale_by_rgo(fan_in=fan_in, max_fan_in=max_fan_in),
         optax.identity() if momentum is None else optax.trace(momentum, nesterov),
         optax.scale_by_learning_rate(learning_rate),
     )
