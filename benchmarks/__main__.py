@@ -63,7 +63,10 @@ def _parser() -> argparse.ArgumentParser:
         help=f"comma-separated, any of {', '.join(METHODS)} (default: %(default)s)",
     )
     parser.add_argument(
-        "--seeds", type=int, default=5, help="how many seeds, from 0 (default: %(default)s)"
+        "--seeds",
+        type=int,
+        default=results.DEFAULT_SEEDS,
+        help="how many seeds, from 0 (default: %(default)s)",
     )
     parser.add_argument(
         "--preset",
@@ -131,13 +134,18 @@ def _run(argv: list[str], console: Console) -> int:
         name: presets.config(name, arguments.preset, arguments.data, **changes)
         for name in dict.fromkeys(benchmarks)
     }
-    command = shlex.join(["python", "-m", "benchmarks", *argv])
+    # Everything that can be wrong is found before the first run.
+    jobs = []
     for name, config in configs.items():
         dataset = data.load(config.dataset, data_dir=arguments.data_dir)
         if config.validation:
             dataset = dataset.validation()
         if arguments.examples_per_task is None:
             config = config.fitted_to(len(dataset.x_train))
+        train.check(config, dataset)
+        jobs.append((name, config, dataset))
+    origin = results.provenance(shlex.join(["python", "-m", "benchmarks", *argv]))
+    for name, config, dataset in jobs:
         benchmark = f"{config.sequence}-{dataset.name}"
         preset = presets.config(name, arguments.preset, arguments.data)
         differing = {
@@ -154,7 +162,7 @@ def _run(argv: list[str], console: Console) -> int:
                 differing,
                 dataclasses.asdict(config) | {"dataset": dataset.name},
                 run,
-                command,
+                origin,
             )
             results.save(result, arguments.out)
             finished.append(result)

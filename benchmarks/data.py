@@ -4,7 +4,6 @@ Images are decoded once and cached as arrays; everything after this module works
 """
 
 import os
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks import tfds_source
+from benchmarks.files import replacing
 
 NAMES = ("digits", "mnist")
 
@@ -102,7 +102,8 @@ def _load_tfds(name: str, data_dir: str | None) -> Dataset:
     arrays = {}
     for split in ("train", "test"):
         arrays[f"x_{split}"], arrays[f"y_{split}"] = source.read(split)
-    _write_atomically(cache, arrays)
+    with replacing(cache) as temporary:
+        np.savez(temporary, **arrays)  # type: ignore[arg-type]
     return Dataset(name, **arrays)
 
 
@@ -112,13 +113,6 @@ def cache_dir() -> Path:
     if named:
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rgo_jax"
-
-
-def _write_atomically(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    os.replace(file.name, path)
 
 
 def _load_npz(path: Path) -> Dataset:

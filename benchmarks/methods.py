@@ -93,7 +93,6 @@ def _gradient_method(
     Where ``projections`` takes the layers' projections from the optimizer's state, the layers
     project their gradients themselves.
     """
-    extra = {} if projections is None else {"projected": True}
 
     def init(key: jax.Array) -> TrainState:
         params = problem.init(key)
@@ -114,7 +113,7 @@ def _gradient_method(
             return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y))
 
         loss, grads = jax.value_and_grad(loss_fn)(state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         return TrainState(optax.apply_updates(state.params, updates), opt_state), loss
 
     def end_task(state: TrainState, task: Task) -> TrainState:
@@ -147,7 +146,7 @@ def stl(problem: Problem) -> Method:
 def rgo(problem: Problem) -> Method:
     """Recursive Gradient Optimization, Algorithm 1."""
     optimizer = optax.chain(
-        optax.masked(rgo_jax.scale_by_rgo(), problem.protected),
+        optax.masked(rgo_jax.scale_by_rgo(projected=True), problem.protected),
         optax.sgd(problem.learning_rate),
     )
 

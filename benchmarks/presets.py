@@ -66,11 +66,16 @@ class Config:
         return lambda count: within_task(count % self.steps_per_task)
 
 
+# What makes a protocol; a result with one of these changed is not comparable.
+PROTOCOL_FIELDS = frozenset(
+    {"num_tasks", "examples_per_task", "epochs", "batch_size", "hidden", "validation"}
+)
+
 # What to do inside a protocol. A key present here overrides the protocol's.
 PRESETS: dict[str, dict[str, Any]] = {
     # The paper's own setting, as far as the paper tells.
     "paper": {"head": "shared", "schedule": "constant"},
-    # Chosen on held-out training data (benchmarks/results/validation); never on test data.
+    # The best of a small sweep on held-out training data: benchmarks/results/validation.
     "recommended": {"head": "frozen", "schedule": "cosine", "learning_rate": 0.2},
 }
 
@@ -124,14 +129,7 @@ def config(
     resolved = Config(**(values | protocol | PRESETS[preset] | given))
     _check_known("head", resolved.head, tuple(HEADS))
     _check_known("schedule", resolved.schedule, SCHEDULES)
-    for name in (
-        "num_tasks",
-        "examples_per_task",
-        "epochs",
-        "batch_size",
-        "learning_rate",
-        "alpha",
-    ):
+    for name in _POSITIVE:
         if not getattr(resolved, name) > 0:
             raise ValueError(f"{name} is {getattr(resolved, name)}; expected more than 0.")
     return resolved

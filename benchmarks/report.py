@@ -8,8 +8,10 @@ from rich import box
 from rich.table import Table
 
 from benchmarks import paper
+from benchmarks.files import replacing
 from benchmarks.methods import METHODS
-from benchmarks.results import Result, write_atomically
+from benchmarks.presets import PROTOCOL_FIELDS
+from benchmarks.results import Result
 
 _COLUMNS = (
     "method", "preset", "head", "seeds", "ACC", "paper", "diff", "BWT", "paper", "diff", "minutes",
@@ -99,7 +101,7 @@ def figure(benchmark: str, results: Sequence[Result], path: Path) -> None:
         seen[result.method] += 1
         curves = result.accuracy_curve
         steps = np.arange(1, curves.shape[1] + 1)
-        mean, spread = curves.mean(axis=0), curves.std(axis=0)
+        mean, spread = curves.mean(axis=0), _spread(curves)
         axes.plot(steps, mean, color=color, linestyle=style, marker=".", label=_label(result))
         axes.fill_between(steps, mean - spread, mean + spread, color=color, alpha=0.2, linewidth=0)
     axes.set_xlabel("tasks learned")
@@ -123,7 +125,8 @@ def write(results: Sequence[Result], folder: Path) -> Path:
         figure(benchmark, of_benchmark, folder / benchmark / "accuracy")
         figures[benchmark] = f"{benchmark}/accuracy.png"
     path = folder / "README.md"
-    write_atomically(path, markdown(results, figures))
+    with replacing(path) as temporary:
+        temporary.write_text(markdown(results, figures))
     return path
 
 
@@ -133,8 +136,8 @@ def _benchmarks(results: Iterable[Result]) -> list[str]:
 
 def _row(result: Result) -> list[str]:
     acc, bwt = paper.NUMBERS.get((result.benchmark, result.method), (None, None))
-    if set(result.changes) - {"head"}:
-        acc = bwt = None  # Not the paper's protocol any more.
+    if PROTOCOL_FIELDS & set(result.changes):
+        acc = bwt = None  # Another protocol than the paper's.
     single_task = METHODS[result.method].single_task
     return [
         METHODS[result.method].label,
@@ -153,10 +156,15 @@ def _row(result: Result) -> list[str]:
 def _against_paper(ours: np.ndarray, theirs: float | None) -> list[str]:
     mean = f"{ours.mean():.2f}"
     if len(ours) > 1:
-        mean += f" ± {ours.std(ddof=1):.2f}"
+        mean += f" ± {_spread(ours):.2f}"
     if theirs is None:
         return [mean, "-", "-"]
     return [mean, f"{theirs:.2f}", f"{ours.mean() - theirs:+.2f}"]
+
+
+def _spread(values: np.ndarray) -> np.ndarray:
+    """The standard deviation over seeds, which are the first axis."""
+    return values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros_like(values[0])
 
 
 def _label(result: Result) -> str:

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,11 @@ import jax
 import numpy as np
 
 import rgo_jax
+from benchmarks.files import replacing
 from benchmarks.train import Run
+
+# As many as the paper has. Fewer or more go into a file's name, so as not to replace these.
+DEFAULT_SEEDS = 5
 
 _FORMAT = 1
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -69,6 +72,8 @@ class Result(NamedTuple):
         if self.preset != "paper":
             parts.append(f"preset={self.preset}")
         parts += [f"{name}={value}" for name, value in sorted(self.changes.items())]
+        if len(self.seeds) != DEFAULT_SEEDS:
+            parts.append(f"seeds={len(self.seeds)}")
         return "_".join(parts).replace("/", "-").replace(" ", "") + ".json"
 
 
@@ -79,9 +84,9 @@ def collect(
     changes: dict[str, Any],
     config: dict[str, Any],
     run: Run,
-    command: str,
+    origin: dict[str, Any],
 ) -> Result:
-    """Puts a finished run together with where it came from."""
+    """Puts a finished run together with where it came from, a `provenance`."""
     tasks = [round(seconds, 3) for seconds in run.task_seconds]
     compiled = round(run.compile_seconds, 3)
     return Result(
@@ -94,15 +99,20 @@ def collect(
         r=run.r,
         losses=run.losses,
         seconds={"compile": compiled, "tasks": tasks, "total": round(compiled + sum(tasks), 3)},
-        provenance={
-            "command": command,
-            "commit": _commit(),
-            "versions": {"python": platform.python_version()}
-            | {name: importlib.metadata.version(name) for name in _PACKAGES},
-            "device": _device(),
-            "date": datetime.date.today().isoformat(),
-        },
+        provenance=origin,
     )
+
+
+def provenance(command: str) -> dict[str, Any]:
+    """Where numbers measured now come from."""
+    return {
+        "command": command,
+        "commit": _commit(),
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "device": _device(),
+        "date": datetime.date.today().isoformat(),
+    }
 
 
 def save(result: Result, folder: Path) -> Path:
@@ -117,16 +127,9 @@ def save(result: Result, folder: Path) -> Path:
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
     path = folder / result.benchmark / result.file_name
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, f"{{\n{lines}\n}}\n")
+    with replacing(path) as temporary:
+        temporary.write_text(f"{{\n{lines}\n}}\n")
     return path
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file so that a kill leaves either the old or the new content."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
 
 
 def load(path: Path) -> Result:

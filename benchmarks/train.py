@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks import tasks
 from benchmarks.data import Dataset
 from benchmarks.methods import MethodSpec, Problem
-from benchmarks.models import MLP
+from benchmarks.models import FeedForward
 from benchmarks.presets import Config
 
 
@@ -68,9 +68,9 @@ def run(
       The `Run`.
 
     Raises:
-      ValueError: the dataset is too small for the configuration.
+      ValueError: as `check`.
     """
-    _check_size(config, dataset)
+    check(config, dataset)
     # The examples live on the device once, whatever the number of tasks and seeds.
     arrays = {name: value for name, value in dataset._asdict().items() if name != "name"}
     data = jax.device_put(arrays)
@@ -129,7 +129,8 @@ def _functions(
 
     def setup(seed: jax.Array) -> tuple[_Keys, Any]:
         keys = _Keys(*jax.random.split(jax.random.key(seed), len(_Keys._fields)))
-        network = MLP(
+        network = FeedForward(
+            convs=(),
             hidden=config.hidden,
             num_classes=dataset.num_classes,
             num_tasks=config.num_tasks,
@@ -205,7 +206,14 @@ def _functions(
     return init, train_task
 
 
-def _check_size(config: Config, dataset: Dataset) -> None:
+def check(config: Config, dataset: Dataset) -> None:
+    """Finds out whether a run is possible, before it begins.
+
+    Raises:
+      ValueError: the dataset is too small for the configuration, or the sequence too short.
+    """
+    height, width = dataset.x_train.shape[1:]
+    tasks.SEQUENCES[config.sequence](height, width, config.num_tasks)
     available = len(dataset.x_train)
     if config.examples_per_task > available:
         raise ValueError(

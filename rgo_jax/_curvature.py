@@ -1,18 +1,18 @@
 """Line 9 of Algorithm 1: the scalar whose gradient is the Hessian-weighted gradient."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 LossName = Literal["softmax_cross_entropy", "sigmoid_binary_cross_entropy", "squared_error"]
-LossFn = Callable[[jax.Array, jax.Array], jax.Array]
+LossFn = Callable[[jax.Array, Any], jax.Array]
 
 
 def curvature_output(
     outputs: jax.Array,
-    targets: jax.Array,
+    targets: Any,
     loss: LossName | LossFn = "softmax_cross_entropy",
 ) -> jax.Array:
     """The scalar whose gradient in the parameters `rgo_jax.rls_update` folds in.
@@ -35,14 +35,15 @@ def curvature_output(
       outputs: ``[..., num_outputs]`` floating point: logits, or predictions for squared error.
         All leading axes count as examples.
       targets: integer labels ``[...]`` for softmax; ``[..., num_outputs]`` for sigmoid and squared
-        error; for a function of your own, anything with the leading axes of ``outputs``.
+        error; for a function of your own, a tree of arrays with the leading axes of ``outputs``.
       loss: the loss that was trained with: one of the names above or a function.
 
     Returns:
       A scalar in the dtype of ``outputs``.
 
     Raises:
-      ValueError: ``outputs`` or ``targets`` of the wrong shape, or an unknown name.
+      ValueError: ``outputs`` or ``targets`` of the wrong shape, an unknown name, or a function that
+        does not return a scalar.
       TypeError: softmax labels that are not integers.
 
     Example:
@@ -113,15 +114,22 @@ def _check_same_shape(outputs: jax.Array, targets: jax.Array, name: str) -> None
         )
 
 
-def _hessian_diagonal(loss: LossFn, outputs: jax.Array, targets: jax.Array) -> jax.Array:
+def _hessian_diagonal(loss: LossFn, outputs: jax.Array, targets: Any) -> jax.Array:
     leading = outputs.shape[:-1]
-    if targets.shape[: len(leading)] != leading:
-        raise ValueError(
-            f"targets has shape {targets.shape} and outputs {outputs.shape}; expected targets to "
-            f"begin with the axes {leading} of the examples."
-        )
+    for target in jax.tree.leaves(targets):
+        if jnp.shape(target)[: len(leading)] != leading:
+            raise ValueError(
+                f"targets has shape {jnp.shape(target)} and outputs {outputs.shape}; expected "
+                f"targets to begin with the axes {leading} of the examples."
+            )
 
-    def diagonal(output: jax.Array, target: jax.Array) -> jax.Array:
+    def diagonal(output: jax.Array, target: Any) -> jax.Array:
+        shape = jax.eval_shape(loss, output, target).shape
+        if shape:
+            raise ValueError(
+                f"loss returns shape {shape} for one example; expected a scalar. Wrap it: "
+                "lambda outputs, target: jnp.sum(loss(outputs, target))."
+            )
         return jnp.diagonal(jax.hessian(loss)(output, target))
 
     for _ in leading:

@@ -13,17 +13,20 @@ def fel_permutation(
 ) -> jax.Array:
     """The permutation that encodes ``n`` features for a task.
 
-    The same on every backend, device, jax version and setting of ``jax_threefry_partitionable``,
-    so a checkpoint needs to keep only the seed.
+    The same on every device and whatever jax's settings of random numbers, so a checkpoint needs to
+    keep only the seed. Golden tests guard it on every supported version of jax.
 
     Args:
       task_id: integer scalar, may be traced.
       n: number of features.
-      seed: integer scalar, may be traced; one for a whole network.
+      seed: integer scalar from 0 to 2**31 - 1, may be traced; one for a whole network.
       layer: integer scalar, may be traced; a different one for each layer of a network.
 
     Returns:
       int32 ``[n]``, each of 0 to n - 1 once.
+
+    Raises:
+      ValueError: ``seed`` out of range.
 
     Example:
       >>> import rgo_jax
@@ -33,12 +36,14 @@ def fel_permutation(
     References:
       Feature encoding layer, section 4.4. https://arxiv.org/abs/2201.12522
     """
+    if isinstance(seed, int) and not 0 <= seed < 2**31:
+        raise ValueError(f"seed is {seed}; expected 0 to 2**31 - 1.")
     # Both settings below are globals of jax that change the numbers drawn; the permutations are
     # part of a trained network, so they must not depend on them.
     with jax.threefry_partitionable(True):
         key = jax.random.key(jnp.asarray(seed, jnp.int32), impl="threefry2x32")
         key = jax.random.fold_in(jax.random.fold_in(key, layer), task_id)
-        return jax.random.permutation(key, n)
+        return jax.random.permutation(key, n).astype(jnp.int32)
 
 
 def fel_encode(

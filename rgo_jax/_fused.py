@@ -5,8 +5,9 @@ the gradient of its output, so ``P g = (P X') D``: with a batch of 10 and 2048 x
 instead of 17 GFLOP. It is the cheaper way round where rows < m. A convolution is the same product
 with patches of the image as rows. Appendix B.2 of the RGO paper.
 
-The projection handed over here is the normalised one, ``(d / tr P) P``, or None for none. It gets
-no gradient.
+The projection handed over here is an optimizer state's, at any scale, or None for none. It gets no
+gradient. The projected gradient is computed in the dtype of P and at Precision.HIGHEST to the end,
+whatever the layer computes in: rounding after the projection would fall into protected directions.
 """
 
 import itertools
@@ -37,7 +38,7 @@ def _project_gradient_fwd(
 
 def _project_gradient_bwd(projection: jax.Array, g: jax.Array) -> tuple[jax.Array, None]:
     matrix = _geometry.to_matrix(g, _projection.dim(projection))
-    return _projection.multiply(projection, matrix).reshape(g.shape).astype(g.dtype), None
+    return _projection.project(projection, matrix).reshape(g.shape).astype(g.dtype), None
 
 
 _project_gradient.defvjp(_project_gradient_fwd, _project_gradient_bwd)
@@ -52,27 +53,31 @@ def dot(
     x: jax.Array,
     kernel: jax.Array,
     projection: jax.Array | None,
+    *,
+    dtype: Any,
     precision: jax.lax.PrecisionLike = None,
 ) -> jax.Array:
     """``x @ kernel`` whose gradient in ``kernel`` is projected.
 
     Args:
       x: ``[..., d]``.
-      kernel: ``[d, m]``.
-      projection: normalised, of one of the forms of `rgo_jax._projection`; or None.
-      precision: of the products that SGD has too; those with the projection are at HIGHEST.
+      kernel: ``[d, m]``, a parameter in its own dtype.
+      projection: of one of the forms of `rgo_jax._projection`; or None.
+      dtype: what the product is computed in.
+      precision: of the products that SGD has too.
 
     Returns:
-      ``[..., m]``.
+      ``[..., m]`` in ``dtype``.
     """
     rows = math.prod(x.shape[:-1])
     if projection is None or rows >= kernel.shape[1]:
-        return jnp.matmul(x, project_gradient(kernel, projection), precision=precision)
+        kernel = project_gradient(kernel, projection).astype(dtype)
+        return jnp.matmul(x.astype(dtype), kernel, precision=precision)
 
     @jax.custom_vjp
     def factored(x: jax.Array, kernel: jax.Array, projection: jax.Array) -> jax.Array:
         del projection
-        return jnp.matmul(x, kernel, precision=precision)
+        return jnp.matmul(x.astype(dtype), kernel.astype(dtype), precision=precision)
 
     def forward(
         x: jax.Array, kernel: jax.Array, projection: jax.Array
@@ -83,9 +88,11 @@ def dot(
         residuals: tuple[jax.Array, jax.Array, jax.Array], g: jax.Array
     ) -> tuple[jax.Array, jax.Array, None]:
         x, kernel, projection = residuals
-        projected = _projection.multiply(projection, x.reshape(rows, -1).T).astype(g.dtype)
-        gradient = jnp.matmul(projected, g.reshape(rows, -1), precision=precision)
-        return jnp.matmul(g, kernel.T, precision=precision), gradient.astype(kernel.dtype), None
+        inputs = _projection.project(projection, x.reshape(rows, -1).T)
+        outputs = g.reshape(rows, -1).astype(inputs.dtype)
+        gradient = jnp.matmul(inputs, outputs, precision=jax.lax.Precision.HIGHEST)
+        gradient_x = jnp.matmul(g, kernel.astype(dtype).T, precision=precision)
+        return gradient_x.astype(x.dtype), gradient.astype(kernel.dtype), None
 
     factored.defvjp(forward, backward)
     return factored(x, kernel, projection)
@@ -102,6 +109,7 @@ def conv(
     rhs_dilation: Sequence[int],
     feature_group_count: int,
     dimension_numbers: Any,
+    dtype: Any,
     precision: jax.lax.PrecisionLike = None,
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated` whose gradient in ``kernel`` is projected.
@@ -112,7 +120,7 @@ def conv(
 
     Args:
       x: ``[b, *spatial, cin]``.
-      kernel: ``[*window, cin / groups, cout]``.
+      kernel: ``[*window, cin / groups, cout]``, a parameter in its own dtype.
       projection: as for `dot`.
       window_strides: as `jax.lax.conv_general_dilated`; the rest likewise.
       padding: as above.
@@ -120,10 +128,11 @@ def conv(
       rhs_dilation: as above.
       feature_group_count: as above.
       dimension_numbers: as above; channels last.
+      dtype: as for `dot`.
       precision: as for `dot`.
 
     Returns:
-      ``[b, *spatial, cout]``.
+      ``[b, *spatial, cout]`` in ``dtype``.
     """
     window = kernel.shape[:-2]
     if feature_group_count == 1 and all(step == 1 for step in lhs_dilation):
@@ -139,10 +148,10 @@ def conv(
         if small and (factored or jax.default_backend() == "cpu"):
             patches = _patches(x, window, window_strides, padding, rhs_dilation)
             matrix = kernel.reshape(-1, kernel.shape[-1])
-            return dot(patches, matrix, projection, precision)
+            return dot(patches, matrix, projection, dtype=dtype, precision=precision)
     return jax.lax.conv_general_dilated(
-        x,
-        project_gradient(kernel, projection),
+        x.astype(dtype),
+        project_gradient(kernel, projection).astype(dtype),
         window_strides,
         padding,
         lhs_dilation=lhs_dilation,

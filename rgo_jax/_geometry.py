@@ -1,7 +1,7 @@
 """Which axes of a parameter are fan-in: the one file that knows about axes.
 
 RGO sees every parameter leaf as a matrix ``W [d, m]``: ``d`` is the fan-in and ``m`` the number of
-feature extractors. Fan-in axes lead, as they do in every kernel of Flax, Linen and NNX alike:
+feature extractors. Fan-in axes lead, as they do in Flax, Linen and NNX alike:
 Dense ``[in, out]``, Conv ``[kh, kw, cin, cout]``, attention ``[features, heads, head_dim]``. Unless
 a `FanIn` says otherwise they are all axes but the last, and a vector (a bias) is one column,
 ``[n, 1]``. Source: appendix B.2 of the RGO paper.
@@ -26,11 +26,11 @@ class FanIn:
       num_axes: how many leading axes are fan-in. None: all but the last, and the only one of a
         vector. The query, key and value kernels of attention, ``[features, heads, head_dim]``, need
         1, and their biases, ``[heads, head_dim]``, 2.
-      blocks: divides the fan-in into this many equal runs, each with a P of its own: a
-        block-diagonal P of ``d * d / blocks`` numbers. Layers stacked along a leading axis, as
-        `flax.linen.scan` stacks them, are kept apart by as many blocks as there are layers.
-      diagonal: keeps only the diagonal of P, ``d`` numbers: for embeddings, whose fan-in is the
-        vocabulary.
+      blocks: divides the fan-in into this many equal runs, each with a P and a trace rule of its
+        own, as if it were a layer of its own: ``d * d / blocks`` numbers. Layers stacked along a
+        leading axis, as `flax.linen.scan` stacks them, take as many blocks as there are layers.
+      diagonal: keeps only the diagonal of P, ``d`` numbers under one trace rule: for embeddings,
+        whose fan-in is the vocabulary.
 
     Raises:
       ValueError: a number below 1, or both blocks and diagonal.
@@ -58,10 +58,7 @@ class FanIn:
         if self.blocks < 1:
             raise ValueError(f"blocks is {self.blocks}; expected 1 or more.")
         if self.diagonal and self.blocks > 1:
-            raise ValueError(
-                f"blocks is {self.blocks} and diagonal is True; expected one of them: a diagonal "
-                "is as many blocks as there are fan-ins."
-            )
+            raise ValueError(f"blocks is {self.blocks} and diagonal is True; expected one of them.")
 
 
 def projection_shape(path: Path, leaf: Any, spec: FanIn) -> tuple[int, ...]:
@@ -157,4 +154,6 @@ def to_matrix(leaf: jax.Array, d: int) -> jax.Array:
 
 def path_name(path: Path) -> str:
     """A pytree path as people write it: ``Dense_0/kernel``."""
+    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]  # An NNX Variable's.
     return jax.tree_util.keystr(path, simple=True, separator="/") or "(the whole tree)"

@@ -11,6 +11,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.linalg import solve_triangular
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -42,17 +43,12 @@ def multiply(projection: jax.Array, matrix: jax.Array) -> jax.Array:
     return jnp.matmul(projection, blocks, precision=_HIGHEST).reshape(matrix.shape)
 
 
-def normalise(projection: jax.Array) -> jax.Array:
-    """``(d / tr P) P``, block by block; what the modified gradient is multiplied by."""
-    return _scale(projection) * projection
-
-
 def project(projection: jax.Array, gradient: jax.Array) -> jax.Array:
-    """The modified gradient ``(d / tr P) P g`` of Algorithm 1, line 5.
+    """The modified gradient ``(d / tr P) P g`` of Algorithm 1, line 5; block by block.
 
     Args:
       projection: symmetric positive definite, at any positive scale.
-      gradient: ``[d, m]``.
+      gradient: ``[d, m]``; or the layer's inputs, which the projection can as well be applied to.
 
     Returns:
       ``[d, m]`` in the projection's dtype.
@@ -68,7 +64,8 @@ def _scale(projection: jax.Array) -> jax.Array:
     """``d / tr P``, shaped to multiply by: ``[k, 1, 1]`` for blocks."""
     if projection.ndim == 1:
         return projection.shape[0] / jnp.sum(projection)
-    trace = jnp.trace(projection, axis1=-2, axis2=-1)
+    # Not jnp.trace, which reads all of P.
+    trace = jnp.sum(jnp.diagonal(projection, axis1=-2, axis2=-1), axis=-1)
     scale = projection.shape[-1] / trace
     return scale if projection.ndim == 2 else scale[:, None, None]
 
@@ -87,13 +84,28 @@ def rank_one_update(
       The new projection, exactly symmetric if the old one is.
     """
     if projection.ndim == 1:
-        u = projection * vector
-        return projection - u * u / (alpha + vector * u)
+        return block_update(projection, vector[None], alpha, block_size=1)
     if projection.ndim == 3:
         blocks = vector.reshape(projection.shape[:2])
         return jax.vmap(rank_one_update, in_axes=(0, 0, None))(projection, blocks, alpha)
+    alpha = _at_least_rounding(alpha, vector)
     u = jnp.matmul(projection, vector, precision=_HIGHEST)
-    return projection - jnp.outer(u, u) / (alpha + jnp.vdot(vector, u, precision=_HIGHEST))
+    gain = jnp.maximum(jnp.vdot(vector, u, precision=_HIGHEST), 0)
+    return projection - jnp.outer(u, u) / (alpha + gain)
+
+
+def _at_least_rounding(alpha: jax.typing.ArrayLike, vectors: jax.Array) -> jax.Array:
+    """Alpha, raised where ``v' P v`` is known less exactly than that.
+
+    Its rounding error is eps |v|^2. With an alpha below that, what is left of P along v would be
+    noise of either sign, and P no longer definite. With alpha = 1 and 128 vectors at once this
+    changes nothing before they are some 250 long.
+    """
+    return jnp.maximum(jnp.asarray(alpha, vectors.dtype), _eps(vectors) * jnp.sum(vectors**2))
+
+
+def _eps(x: jax.Array) -> float:
+    return float(np.finfo(x.dtype).eps)
 
 
 def block_update(
@@ -121,6 +133,7 @@ def block_update(
       The new projection, symmetric.
     """
     if projection.ndim == 1:
+        alpha = jnp.asarray(alpha, projection.dtype)
         return projection / (1 + projection * jnp.sum(vectors**2, axis=0) / alpha)
     if projection.ndim == 3:
         blocks = jnp.moveaxis(vectors.reshape(-1, *projection.shape[:2]), 1, 0)
@@ -136,7 +149,10 @@ def block_update(
     def fold(p: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
         vp = jnp.matmul(v, p, precision=_HIGHEST)
         gram = jnp.matmul(vp, v.T, precision=_HIGHEST)
-        chol = jnp.linalg.cholesky(alpha * jnp.eye(block_size, dtype=p.dtype) + gram)
+        # Nor less than Cholesky itself loses to rounding.
+        loss = 4 * _eps(p) * jnp.sum(jnp.diagonal(gram))
+        ridge = jnp.maximum(_at_least_rounding(alpha, v), loss)
+        chol = jnp.linalg.cholesky(ridge * jnp.eye(block_size, dtype=p.dtype) + (gram + gram.T) / 2)
         w = solve_triangular(chol, vp, lower=True)
         p = p - jnp.matmul(w.T, w, precision=_HIGHEST)
         return (p + p.T) / 2, None

@@ -128,17 +128,23 @@ def consolidate(
         raise ValueError(f"block_size is {block_size}; expected 1 or more.")
     num_batches = _count_batches(batches)
 
-    def update(state: _state.RgoState) -> _state.RgoState:
-        def collect(carry: None, batch: Any) -> tuple[None, Any]:
-            return carry, _curvature_vectors(state, grad_fn(batch))
+    states: list[_state.RgoState] = []
+    _state.map_states(states.append, opt_state)
 
-        _, vectors = jax.lax.scan(collect, None, batches)
+    def collect(carry: None, batch: Any) -> tuple[None, list[Any]]:
+        grads = grad_fn(batch)
+        return carry, [_curvature_vectors(state, grads) for state in states]
+
+    _, vectors = jax.lax.scan(collect, None, batches)
+    folded = iter(vectors)
+
+    def update(state: _state.RgoState) -> _state.RgoState:
         return _state.RgoState(
             num_updates=state.num_updates + num_batches,
             projection=jax.tree.map(
                 lambda p, v: _projection.block_update(p, v, alpha, block_size=block_size),
                 state.projection,
-                vectors,
+                next(folded),
             ),
         )
 

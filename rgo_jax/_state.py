@@ -89,6 +89,17 @@ def pair(
     return projection, _geometry.to_matrix(jnp.asarray(leaf), d)
 
 
+def check_shapes(gradients: Any, params: Any) -> None:
+    """Refuses gradients of other shapes than the parameters have."""
+    shapes = {path: jnp.shape(leaf) for path, leaf in leaves_by_path(params).items()}
+    for path, leaf in leaves_by_path(gradients).items():
+        if shapes.get(path, jnp.shape(leaf)) != jnp.shape(leaf):
+            raise ValueError(
+                f"The gradients leaf {_geometry.path_name(path)!r} has shape {jnp.shape(leaf)}, "
+                f"but the parameter has shape {shapes[path]}."
+            )
+
+
 def is_marked(path: Path, marks: Any, what: str) -> bool:
     """What a bool, or a tree of bools like the parameters, says of one leaf."""
     if isinstance(marks, bool):

@@ -13,15 +13,15 @@ DEFAULT_MAX_FAN_IN = 8192
 
 
 def scale_by_rgo(
-    *, fan_in: Any = None, max_fan_in: int | None = None
-) -> optax.GradientTransformationExtraArgs:
+    *, fan_in: Any = None, max_fan_in: int | None = None, projected: Any = False
+) -> optax.GradientTransformation:
     """Scales gradients by Recursive Gradient Optimization's projection.
 
     Each gradient leaf, seen as ``g [d, m]`` with ``d`` the fan-in (every axis but the last; a
     vector is one column), becomes ``(d / tr P) P g``. ``P`` is the identity until the first
     `rgo_jax.rls_update` or `rgo_jax.consolidate`, so the first task is learned as without it;
     afterwards directions that earlier tasks depend on are damped, and the trace rule keeps the
-    expected size of a step as it was (Theorem 1).
+    expected first-order decrease of the loss as it was (Theorem 1).
 
     Order in a chain: after a preconditioner (Adam would scale the protected directions back up),
     before momentum and the learning rate.
@@ -30,8 +30,7 @@ def scale_by_rgo(
     tells how many MiB before anything is allocated.
 
     Layers such as `rgo_jax.linen.Dense` can apply the projection in their backward pass, where it
-    is cheaper. Then say so: ``tx.update(grads, state, params, projected=True)`` leaves the
-    gradients as they are; a tree of bools like the parameters says it leaf by leaf.
+    is cheaper; ``projected`` says that they do.
 
     Args:
       fan_in: a tree of `rgo_jax.FanIn` for the parameters that the default does not fit: attention
@@ -40,9 +39,11 @@ def scale_by_rgo(
         for everything below it.
       max_fan_in: the largest full P or block of one accepted; 8192 if None, at which one ``P``
         takes 256 MiB in float32. With `optax.inject_hyperparams`, name it in ``static_args``.
+      projected: True if the gradients arrive already projected: the transform then carries ``P``
+        and leaves them as they are. Or a tree of bools like the parameters, leaf by leaf.
 
     Returns:
-      A `optax.GradientTransformationExtraArgs` whose state is an `RgoState`.
+      A `optax.GradientTransformation` whose state is an `RgoState`.
 
     Raises:
       ValueError: from ``init``, for a leaf without axes, a fan-in above ``max_fan_in`` or a
@@ -97,13 +98,11 @@ def scale_by_rgo(
         updates: optax.Updates,
         state: _state.RgoState,
         params: optax.Params | None = None,
-        *,
-        projected: Any = False,
-        **extra_args: Any,
     ) -> tuple[optax.Updates, _state.RgoState]:
-        del params, extra_args
         projections = _state.leaves_by_path(state.projection)
         _state.check_paths(projections, _state.leaves_by_path(updates), "gradients")
+        if params is not None:
+            _state.check_shapes(updates, params)
 
         def update_leaf(path: _geometry.Path, gradient: jax.Array) -> jax.Array:
             projection, matrix = _state.pair(path, gradient, projections, "gradients")
@@ -114,7 +113,7 @@ def scale_by_rgo(
 
         return jax.tree_util.tree_map_with_path(update_leaf, updates), state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return optax.GradientTransformation(init_fn, update_fn)
 
 
 def rgo(
@@ -124,7 +123,8 @@ def rgo(
     *,
     fan_in: Any = None,
     max_fan_in: int | None = None,
-) -> optax.GradientTransformationExtraArgs:
+    projected: Any = False,
+) -> optax.GradientTransformation:
     """Recursive Gradient Optimization: SGD that does not forget, without replay.
 
     Train a task with it as with `optax.sgd`. When the task is done, fold it into the state with
@@ -133,14 +133,17 @@ def rgo(
     Args:
       learning_rate: a scalar or a schedule. The paper uses a constant; decaying the rate inside
         each task forgets less.
-      momentum: decay of the momentum, or None for none, as in the paper. Momentum is applied to
-        the projected gradients.
+      momentum: decay of the momentum, or None for none, as in the paper. It is applied to the
+        projected gradients, and what has built up in one task moves the parameters at the start of
+        the next, unprojected: between tasks set it back to zero
+        (``optax.tree.set(state, trace=zeros)``).
       nesterov: whether to use Nesterov momentum.
       fan_in: see `scale_by_rgo`.
       max_fan_in: see `scale_by_rgo`.
+      projected: see `scale_by_rgo`.
 
     Returns:
-      The `optax.GradientTransformationExtraArgs`.
+      The `optax.GradientTransformation`.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, rgo_jax
@@ -165,7 +168,7 @@ def rgo(
       <https://arxiv.org/abs/2201.12522>`_, ICLR 2022.
     """
     return optax.chain(
-        scale_by_rgo(fan_in=fan_in, max_fan_in=max_fan_in),
+        scale_by_rgo(fan_in=fan_in, max_fan_in=max_fan_in, projected=projected),
         optax.identity() if momentum is None else optax.trace(momentum, nesterov),
         optax.scale_by_learning_rate(learning_rate),
     )

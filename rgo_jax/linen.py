@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rgo_jax import _fel, _fused, _projection, _state
+from rgo_jax import _fel, _fused, _geometry, _state
 
 _COLLECTION = "projections"
 _MARKS = "projected"
@@ -60,8 +60,8 @@ class Dense(nn.Dense):
     already projected, without the product ``[d, d] x [d, m]`` wherever that is the dearer way.
     Applied without the collection it is `flax.linen.Dense`.
 
-    Tell the optimizer which gradients are projected: ``tx.update(grads, opt_state, params,
-    projected=True)`` where all layers under RGO are of this kind, or `projected_by` of the model.
+    Tell the optimizer not to project again: ``rgo_jax.rgo(0.1, projected=True)`` where all layers
+    under RGO are of this kind, or ``projected=projected_by(model, params, x)`` where some are.
 
     Forward-mode differentiation (`jax.jvp`) of the projected layer is not supported.
 
@@ -70,7 +70,7 @@ class Dense(nn.Dense):
       >>> model = rgo_jax.linen.Dense(3)
       >>> x = jnp.ones((2, 4))
       >>> params = model.init(jax.random.key(0), x)["params"]
-      >>> tx = rgo_jax.rgo(0.1)
+      >>> tx = rgo_jax.rgo(0.1, projected=True)
       >>> opt_state = tx.init(params)
       >>> @jax.jit
       ... def step(params, opt_state, x):
@@ -79,7 +79,7 @@ class Dense(nn.Dense):
       ...         y = model.apply({"params": params, "projections": projections}, x)
       ...         return jnp.mean(y ** 2)
       ...     grads = jax.grad(loss)(params)
-      ...     return tx.update(grads, opt_state, params, projected=True)
+      ...     return tx.update(grads, opt_state, params)
       >>> updates, opt_state = step(params, opt_state, x)
 
     References:
@@ -94,7 +94,13 @@ class Dense(nn.Dense):
             x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options: Any
         ) -> jax.Array:
             del dimension_numbers  # Dense always contracts the last axis of x.
-            return _fused.dot(x, kernel, _handed(self, "kernel"), options.get("precision"))
+            return _fused.dot(
+                x,
+                kernel,
+                _handed(self, "kernel"),
+                dtype=self.dtype or jnp.result_type(x, kernel),
+                precision=options.get("precision"),
+            )
 
         return _with_hook(self, nn.Dense, "dot_general", dot_general, inputs)
 
@@ -134,6 +140,7 @@ class Conv(nn.Conv):
                 _handed(self, "kernel"),
                 window_strides=window_strides,
                 padding=padding,
+                dtype=self.dtype or jnp.result_type(x, kernel),
                 **options,
             )
 
@@ -156,9 +163,16 @@ def _with_hook(
 ) -> jax.Array:
     """Calls Flax's own layer on the module's parameters, with its linear map replaced.
 
-    Flax keeps the checks, paddings and dtypes. The bias is added here, where its gradient can be
-    projected.
+    Flax keeps the checks and paddings. Casting the kernel and adding the bias move here, where the
+    gradients can be projected in the parameters' own dtype.
     """
+    for name in ("mask", "promote_dtype"):
+        default = {field.name: field.default for field in dataclasses.fields(base)}.get(name)
+        if getattr(module, name, default) is not default:
+            raise ValueError(
+                f"{name} is set on {module.name!r}, which a layer of rgo_jax.linen does not "
+                f"support. Use flax.linen.{base.__name__} for it."
+            )
     if getattr(module, hook) is not None or getattr(module, f"{hook}_cls") is not None:
         raise ValueError(
             f"{hook} is set on {module.name!r}, but a layer of rgo_jax.linen puts its own there to "
@@ -169,28 +183,34 @@ def _with_hook(
         for field in dataclasses.fields(base)
         if field.name not in ("parent", "name")
     }
-    inner = base(**(fields | {"use_bias": False, hook: function}))
+    changes = {"use_bias": False, "promote_dtype": _keep_dtypes, hook: function}
+    inner = base(**(fields | changes))
     nn.share_scope(module, inner)
     y: jax.Array = inner(inputs)
     if not module.use_bias:
         return y
     bias = module.param("bias", module.bias_init, (module.features,), module.param_dtype)
-    return y + _fused.project_gradient(bias, _handed(module, "bias")).astype(y.dtype)
+    bias = _fused.project_gradient(bias, _handed(module, "bias"))
+    if module.dtype is None:
+        y = y.astype(jnp.result_type(y, bias))
+    return y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+def _keep_dtypes(*arrays: Any, dtype: Any = None, **options: Any) -> tuple[Any, ...]:
+    del dtype, options
+    return arrays
 
 
 def projections(opt_state: optax.OptState) -> dict[str, Any]:
-    """The variable collection ``"projections"`` from an optimizer state.
-
-    Changes only when a task is folded in: compute it once a task where that is convenient. Inside
-    a `jax.lax.scan` over steps XLA does so by itself.
+    """The variable collection ``"projections"``, taken from an optimizer state.
 
     Args:
       opt_state: the state of any optax transform that contains `rgo_jax.scale_by_rgo`, initialised
         with a Linen module's ``params``.
 
     Returns:
-      Nested dicts like ``params``, without the parameters that RGO does not cover; a leaf is the
-      normalised ``(d / tr P) P [d, d]``.
+      Nested dicts like ``params``, without the parameters that RGO does not cover. The arrays are
+      the state's own; nothing is computed or copied.
 
     Raises:
       ValueError: no `rgo_jax.RgoState` in ``opt_state``.
@@ -203,32 +223,25 @@ def projections(opt_state: optax.OptState) -> dict[str, Any]:
       {'Dense_0': {'kernel': Array([[1., 0.],
              [0., 1.]], dtype=float32)}}
     """
-    collection: dict[str, Any] = {}
+    found: dict[_geometry.Path, jax.Array] = {}
 
     def collect(state: _state.RgoState) -> None:
-        for path, projection in _state.leaves_by_path(state.projection).items():
-            node = collection
-            for key in path[:-1]:
-                node = node.setdefault(_name(key), {})
-            node[_name(path[-1])] = _projection.normalise(projection)
+        found.update(_state.leaves_by_path(state.projection))
 
     _state.map_states(collect, opt_state)
-    return collection
+    return _nested(found)
 
 
-def projected_by(
-    module: nn.Module, opt_state: optax.OptState, params: Any, *args: Any, **kwargs: Any
-) -> Any:
-    """Which parameters' gradients a model projects by itself, for ``update(projected=...)``.
+def projected_by(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
+    """Which parameters' gradients a model projects by itself, for ``rgo(projected=...)``.
 
-    For models that mix this module's layers with others. Traces the model's forward pass once and
-    computes nothing; call it before training.
+    For models that mix this module's layers with others. Traces the model's forward pass and
+    computes nothing.
 
     Args:
       module: the model.
-      opt_state: as for `projections`; its shapes will do.
       params: the model's ``params``; their shapes will do.
-      *args: arguments of one call of the model; their shapes will do.
+      *args: arguments of one call of the model.
       **kwargs: as ``args``.
 
     Returns:
@@ -239,23 +252,34 @@ def projected_by(
       >>> model = nn.Sequential([rgo_jax.linen.Dense(3), nn.Dense(2, use_bias=False)])
       >>> x = jnp.ones((1, 4))
       >>> params = model.init(jax.random.key(0), x)["params"]
-      >>> rgo_jax.linen.projected_by(model, rgo_jax.rgo(0.1).init(params), params, x)
+      >>> rgo_jax.linen.projected_by(model, params, x)
       {'layers_0': {'bias': True, 'kernel': True}, 'layers_1': {'kernel': False}}
     """
 
-    def marks(params: Any, opt_state: Any, args: Any, kwargs: Any) -> Any:
-        variables = {"params": params, _COLLECTION: projections(opt_state)}
+    def marks(params: Any) -> Any:
+        # The forward pass never looks at a projection, so one number stands for each.
+        offered = _nested({path: jnp.zeros(()) for path in _state.leaves_by_path(params)})
+        variables = {"params": params, _COLLECTION: offered}
         return module.apply(variables, *args, **kwargs, mutable=[_MARKS])[1]
 
-    shapes = jax.eval_shape(marks, params, opt_state, args, kwargs)
-    marked = _state.leaves_by_path(shapes.get(_MARKS, {}))
+    marked = _state.leaves_by_path(jax.eval_shape(marks, params).get(_MARKS, {}))
     return jax.tree_util.tree_map_with_path(lambda path, _: path in marked, params)
 
 
-def _name(key: Any) -> str:
-    if not isinstance(key, jax.tree_util.DictKey):
-        raise TypeError(
-            f"The optimizer state has the key {key!r}; expected nested dicts, as it has when it "
-            "is initialised with a Linen module's params."
-        )
-    return str(key.key)
+def _nested(leaves: dict[_geometry.Path, Any]) -> dict[str, Any]:
+    """Nested dicts, as a Linen variable collection is."""
+    result: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        node = result
+        for key in path:
+            if not isinstance(key, jax.tree_util.DictKey):
+                raise TypeError(
+                    f"The tree has the key {key!r}; expected nested dicts, as it has when it is "
+                    "made with a Linen module's params."
+                )
+        for key in path[:-1]:
+            node = node.setdefault(key.key, {})
+        if not path:
+            raise TypeError("The tree is a single array; expected a Linen module's params.")
+        node[path[-1].key] = leaf
+    return result

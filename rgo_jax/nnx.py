@@ -41,8 +41,9 @@ class FeatureEncoding(nnx.Module):
 
 
 def consolidate(
+    model: nnx.Module,
     optimizer: nnx.Optimizer,
-    grad_fn: Callable[[Any], Any],
+    output_fn: Callable[[Any, Any], jax.Array],
     batches: Any,
     *,
     alpha: jax.typing.ArrayLike = 1.0,
@@ -53,9 +54,9 @@ def consolidate(
     `rgo_jax.consolidate` for `flax.nnx.Optimizer`; call it inside your own `nnx.jit`.
 
     Args:
+      model: the model that the optimizer trains. It is not changed.
       optimizer: an optimizer whose transform contains `rgo_jax.scale_by_rgo`.
-      grad_fn: from one batch to the gradient of `rgo_jax.curvature_output` on it, as `nnx.grad`
-        returns it.
+      output_fn: ``(model, batch) -> scalar``, the `rgo_jax.curvature_output` of one batch.
       batches: as for `rgo_jax.consolidate`.
       alpha: as for `rgo_jax.consolidate`.
       block_size: as for `rgo_jax.consolidate`.
@@ -64,26 +65,28 @@ def consolidate(
       ValueError: as `rgo_jax.consolidate`.
 
     Example:
-      >>> import jax, jax.numpy as jnp, rgo_jax
+      >>> import jax.numpy as jnp, rgo_jax, rgo_jax.nnx
       >>> from flax import nnx
       >>> model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
       >>> optimizer = nnx.Optimizer(model, rgo_jax.rgo(0.1), wrt=nnx.Param)
       >>> @nnx.jit
       ... def end_of_task(model, optimizer, x, y):
-      ...     graph, params, rest = nnx.split(model, nnx.Param, ...)
-      ...     def output(params, batch):
-      ...         logits = nnx.merge(graph, params, rest)(batch[0])
-      ...         return rgo_jax.curvature_output(logits, batch[1])
-      ...     grad_fn = lambda batch: jax.grad(output)(params, batch)
-      ...     rgo_jax.nnx.consolidate(optimizer, grad_fn, (x, y))
+      ...     def output(model, batch):
+      ...         return rgo_jax.curvature_output(model(batch[0]), batch[1])
+      ...     rgo_jax.nnx.consolidate(model, optimizer, output, (x, y))
       >>> x, y = jnp.ones((5, 10, 4)), jnp.zeros((5, 10), jnp.int32)
       >>> end_of_task(model, optimizer, x, y)
       >>> int(optimizer.opt_state[0].num_updates[...])
       5
     """
+    graph, params, rest = nnx.split(model, optimizer.wrt, ...)  # type: ignore[misc]
+
+    def output(params: Any, batch: Any) -> jax.Array:
+        return output_fn(nnx.merge(graph, params, rest), batch)
+
     state = _rls.consolidate(
         _arrays(optimizer.opt_state),
-        lambda batch: _arrays(grad_fn(batch)),
+        lambda batch: _arrays(jax.grad(output)(params, batch)),
         batches,
         alpha=alpha,
         block_size=block_size,

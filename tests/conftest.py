@@ -10,6 +10,9 @@ import pytest
 hypothesis.settings.register_profile("rgo_jax", deadline=None, max_examples=20, derandomize=True)
 hypothesis.settings.load_profile("rgo_jax")
 
+# Shapes that only broadcast by accident are errors, here as in the code of strict users.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
 _compilations = 0
 
 

@@ -146,12 +146,46 @@ def test_wrapper(name, compilations):
         np.testing.assert_allclose(value.trace, expected_stats[key].trace, rtol=1e-5)
 
     # The same program serves the next steps and the next task.
+    grads, more = grads_of(12), grads_of(5)
     with compilations() as again:
-        params, state = step(params, state, grads_of(12))
+        params, state = step(params, state, grads)
         end_of_task(state)
-        rgo_jax.rls_update(state, grads_of(5))
-    assert again.count <= 4  # jax.random and array helpers of this test, never step or end_of_task
-    assert step._cache_size() == end_of_task._cache_size() == 1
+        rgo_jax.rls_update(state, more)
+    assert again.count == 0
+
+
+FUSED = rgo_jax.rgo(LR, projected=True)
+
+
+@pytest.mark.parametrize(
+    ("tx", "calls"),
+    [
+        (optax.named_chain(("rgo", FUSED)), 1),
+        (
+            optax.chain(optax.masked(rgo_jax.scale_by_rgo(projected=True), BODY), optax.sgd(LR)),
+            1,
+        ),
+        (optax.partition({"rgo": FUSED, "sgd": FUSED}, labels), 1),
+        (optax.inject_hyperparams(rgo_jax.rgo)(LR, projected=True), 1),
+        (optax.MultiSteps(FUSED, 2), 2),
+        (optax.apply_if_finite(FUSED, 3), 1),
+        (optax.chain(optax.MultiSteps(FUSED, 2).gradient_transformation()), 2),
+    ],
+)
+def test_projected_gradients_are_left_alone_under_every_wrapper(tx, calls):
+    params, _, _ = run(tx, calls)
+    sgd = jax.tree.map(lambda p, a, b: p - LR * (a + b), PARAMS, grads_of(10), grads_of(11))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), params, sgd)
+
+
+def test_consolidate_runs_the_gradient_once_for_all_states():
+    tx, *_ = WRAPPERS["partition into two"]
+    text = str(
+        jax.make_jaxpr(lambda s, x: rgo_jax.consolidate(s, lambda b: jax.tree.map(jnp.sin, b), x))(
+            tx.init(PARAMS), jax.tree.map(lambda p: p[None], PARAMS)
+        )
+    )
+    assert text.count("sin ") == len(jax.tree.leaves(PARAMS))
 
 
 def test_traced_limit_says_what_to_do():

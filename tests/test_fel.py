@@ -1,3 +1,5 @@
+import hashlib
+
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,18 @@ GOLDEN = {
 def test_golden(task, n, seed, layer):
     ours = rgo_jax.fel_permutation(task, n, seed=seed, layer=layer)
     assert ours.tolist() == GOLDEN[task, n, seed, layer]
+
+
+def test_golden_many_features():
+    """Above 1600 features jax.random.permutation sorts twice."""
+    ours = np.asarray(rgo_jax.fel_permutation(3, 4096, seed=1, layer=2))
+    assert hashlib.sha256(ours.astype("<i4").tobytes()).hexdigest()[:16] == "c70a94a3cd597b3a"
+
+
+def test_seed_out_of_range():
+    for seed in (-1, 2**31):
+        with pytest.raises(ValueError, match="expected 0 to 2"):
+            rgo_jax.fel_permutation(0, 4, seed=seed)
 
 
 @hypothesis.given(

@@ -1,5 +1,6 @@
 """The Flax layers in training: fused against plain, Linen against NNX."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ def cross_entropy(logits, y):
 def train_linen(dense, projected, batch_size=8, tx=None):
     """Two tasks of five steps; the parameters after them."""
     model = LinenNet(dense)
-    tx = tx or rgo_jax.rgo(0.5)
+    tx = tx or rgo_jax.rgo(0.5, projected=projected)
     params = model.init(jax.random.key(0), jnp.zeros((1, 6)), 0)["params"]
 
     def logits(params, x, task, **collections):
@@ -62,8 +63,7 @@ def train_linen(dense, projected, batch_size=8, tx=None):
             x, y = batch
             handed = {"projections": rgo_jax.linen.projections(state)} if projected else {}
             grads = jax.grad(lambda p: cross_entropy(logits(p, x, task, **handed), y))(params)
-            extra = {"projected": True} if projected else {}
-            updates, state = tx.update(grads, state, params, **extra)
+            updates, state = tx.update(grads, state, params)
             return (optax.apply_updates(params, updates), state), None
 
         (params, state), _ = jax.lax.scan(step, (params, state), data)
@@ -80,20 +80,18 @@ def train_linen(dense, projected, batch_size=8, tx=None):
     return params, state
 
 
-def assert_close(a, b, **kwargs):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **kwargs), a, b)
-
-
 # 8 rows are fewer than 32 features (factored), but not fewer than the head's 3; 40 are more.
 @pytest.mark.parametrize("batch_size", [1, 8, 40])
 def test_fused_dense_trains_as_plain_dense(batch_size):
     plain, plain_state = train_linen(nn.Dense, projected=False, batch_size=batch_size)
     fused, fused_state = train_linen(rgo_jax.linen.Dense, projected=True, batch_size=batch_size)
-    assert_close(fused, plain, rtol=1e-4, atol=1e-5)
-    assert_close(fused_state, plain_state, rtol=1e-3, atol=1e-4)
+    chex.assert_trees_all_close(fused, plain, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(fused_state, plain_state, rtol=1e-3, atol=1e-4)
     sgd, _ = train_linen(nn.Dense, False, batch_size, optax.chain(rgo_jax.rgo(0.0), optax.sgd(0.5)))
     unprojected, _ = train_linen(rgo_jax.linen.Dense, False, batch_size)
-    assert_close(unprojected, plain, rtol=1e-4, atol=1e-5)  # without projections: flax's Dense
+    chex.assert_trees_all_close(
+        unprojected, plain, rtol=1e-4, atol=1e-5
+    )  # without projections: flax's Dense
     assert np.abs(fused["hidden"]["kernel"] - sgd["hidden"]["kernel"]).max() > 1e-3
 
 
@@ -102,7 +100,7 @@ def test_fused_dense_is_flax_dense_otherwise():
     for options in ({}, {"use_bias": False}, {"dtype": jnp.bfloat16}):
         ours, theirs = rgo_jax.linen.Dense(4, **options), nn.Dense(4, **options)
         variables = ours.init(jax.random.key(1), x)
-        assert_close(variables, theirs.init(jax.random.key(1), x), rtol=0)
+        chex.assert_trees_all_close(variables, theirs.init(jax.random.key(1), x), rtol=0)
         handed = rgo_jax.linen.projections(rgo_jax.rgo(0.1).init(variables["params"]))
         for extra in ({}, {"projections": handed}):
             y = ours.apply(variables | extra, x)
@@ -132,9 +130,11 @@ def test_fused_dense_gives_the_same_input_gradient_and_maps_over_seeds():
         plain, plain_x = grads(x[i], {})
         projected, projected_x = grads(x[i], handed)
         np.testing.assert_allclose(projected_x, plain_x, rtol=1e-5)
-        assert_close(projected, tx.update(plain, state)[0], rtol=1e-3, atol=1e-4)
+        chex.assert_trees_all_close(projected, tx.update(plain, state)[0], rtol=1e-3, atol=1e-4)
         mapped, _ = jax.vmap(lambda x: grads(x, handed))(x)
-        assert_close(jax.tree.map(lambda g, i=i: g[i], mapped), projected, rtol=1e-4, atol=1e-5)
+        chex.assert_trees_all_close(
+            jax.tree.map(lambda g, i=i: g[i], mapped), projected, rtol=1e-4, atol=1e-5
+        )
 
 
 CONVS = {
@@ -176,7 +176,7 @@ def test_fused_conv(name, backend, features, monkeypatch):
         nn.Conv(features, window, **options),
     )
     params = ours.init(jax.random.key(1), x)["params"]
-    assert_close(params, theirs.init(jax.random.key(1), x)["params"], rtol=0)
+    chex.assert_trees_all_close(params, theirs.init(jax.random.key(1), x)["params"], rtol=0)
     tx = rgo_jax.scale_by_rgo()
     state = rgo_jax.rls_update(tx.init(params), params)
     low = "dtype" in options
@@ -191,14 +191,14 @@ def test_fused_conv(name, backend, features, monkeypatch):
     handed = {"projections": rgo_jax.linen.projections(state)}
     (projected, projected_x), y = grad(ours, params, x, handed)
     assert y.dtype == plain_y.dtype
-    assert_close(jnp.float32(y), jnp.float32(plain_y), **tolerance)
-    assert_close(projected_x, plain_x, **tolerance)
+    chex.assert_trees_all_close(jnp.float32(y), jnp.float32(plain_y), **tolerance)
+    chex.assert_trees_all_close(projected_x, plain_x, **tolerance)
     expected, _ = tx.update(plain, state)
-    assert_close(projected, expected, **tolerance)
+    chex.assert_trees_all_close(projected, expected, **tolerance)
     if not low:
         assert np.abs(expected["kernel"] - plain["kernel"]).max() > 0.05
     (unprojected, _), _ = grad(ours, params, x, {})
-    assert_close(unprojected, plain, **tolerance)
+    chex.assert_trees_all_close(unprojected, plain, **tolerance)
 
 
 def test_fused_layers_under_remat_scan_and_vmap():
@@ -232,7 +232,7 @@ def test_fused_layers_under_remat_scan_and_vmap():
     mapped = jax.jit(jax.vmap(grads))(x)
     remat = jax.jit(jax.vmap(lambda x: grads(x, remat=True)))(x)
     for other in (mapped, scanned, remat):
-        assert_close(other, one_by_one, rtol=1e-4, atol=1e-4)
+        chex.assert_trees_all_close(other, one_by_one, rtol=1e-4, atol=1e-4)
 
 
 def test_mixed_model_is_right_with_projected_by():
@@ -262,12 +262,12 @@ def test_mixed_model_is_right_with_projected_by():
     expected, _ = tx.update(grads(plain), state)
     for first, second in ((nn.Dense, rgo_jax.linen.Dense), (rgo_jax.linen.Dense, nn.Dense)):
         model = Mixed(first, second)
-        marks = rgo_jax.linen.projected_by(model, state, params, x, task)
+        marks = rgo_jax.linen.projected_by(model, params, x, task_id=task)
         fused = {"a": first is not nn.Dense, "b": second is not nn.Dense}
         assert marks == {k: {"bias": fused[k], "kernel": fused[k]} for k in "ab"}
         own = grads(model, projections=rgo_jax.linen.projections(state))
-        updates, _ = tx.update(own, state, projected=marks)
-        assert_close(updates, expected, rtol=1e-3, atol=1e-4)
+        updates, _ = rgo_jax.scale_by_rgo(projected=marks).update(own, state)
+        chex.assert_trees_all_close(updates, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_projected_leaf_by_leaf():
@@ -275,14 +275,14 @@ def test_projected_leaf_by_leaf():
     tx = rgo_jax.scale_by_rgo()
     state = rgo_jax.rls_update(tx.init(params), params)
     all_by_transform, _ = tx.update(params, state)
-    mixed, _ = tx.update(params, state, projected={"a": True, "b": False})
+    mixed, _ = rgo_jax.scale_by_rgo(projected={"a": True, "b": False}).update(params, state)
     np.testing.assert_array_equal(mixed["a"], params["a"])
     np.testing.assert_array_equal(mixed["b"], all_by_transform["b"])
     assert np.abs(mixed["b"] - params["b"]).max() > 0.1
     with pytest.raises(ValueError, match=r"projected has None for 'b'.*It has 'a'"):
-        tx.update(params, state, projected={"a": True})
+        rgo_jax.scale_by_rgo(projected={"a": True}).update(params, state)
     with pytest.raises(ValueError, match="projected has 1 for 'a'"):
-        tx.update(params, state, projected={"a": 1, "b": 0})
+        rgo_jax.scale_by_rgo(projected={"a": 1, "b": 0}).update(params, state)
 
 
 def test_projections_errors():
@@ -290,6 +290,9 @@ def test_projections_errors():
         rgo_jax.linen.projections(optax.sgd(0.1).init(jnp.zeros(3)))
     with pytest.raises(TypeError, match="expected nested dicts"):
         rgo_jax.linen.projections(rgo_jax.rgo(0.1).init([jnp.zeros(3)]))
+    conv = rgo_jax.linen.Conv(2, (1, 1), mask=jnp.ones((1, 1, 3, 2)))
+    with pytest.raises(ValueError, match=r"mask is set.*flax\.linen\.Conv"):
+        conv.init(jax.random.key(0), jnp.ones((1, 4, 4, 3)))
     model = rgo_jax.linen.Dense(2, dot_general=jax.lax.dot_general)
     with pytest.raises(ValueError, match=r"dot_general is set.*flax\.linen\.Dense"):
         model.init(jax.random.key(0), jnp.ones((1, 3)))
@@ -312,13 +315,10 @@ def test_nnx_trains_as_linen():
 
     @nnx.jit
     def end_of_task(model, optimizer, data, task):
-        graph, params, rest = nnx.split(model, nnx.Param, ...)
+        def output(model, batch):
+            return rgo_jax.curvature_output(model(batch[0], task), batch[1])
 
-        def output(params, batch):
-            logits = nnx.merge(graph, params, rest)(batch[0], task)
-            return rgo_jax.curvature_output(logits, batch[1])
-
-        rgo_jax.nnx.consolidate(optimizer, lambda b: jax.grad(output)(params, b), data)
+        rgo_jax.nnx.consolidate(model, optimizer, output, data)
 
     for task in range(2):
         x, y = batches(10 * task)
@@ -338,3 +338,64 @@ def test_nnx_trains_as_linen():
         )
     assert int(optimizer.opt_state[0].num_updates[...]) == 10
     assert int(optimizer.step[...]) == 10
+    assert set(rgo_jax.projection_stats(optimizer.opt_state)) == {
+        f"{layer}/{name}" for layer in ("hidden", "head") for name in ("kernel", "bias")
+    }
+    # SGD ends elsewhere.
+    sgd, _ = train_linen(nn.Dense, False, tx=rgo_jax.rgo(0.5, projected=True))
+    assert np.abs(linen_params["hidden"]["kernel"] - sgd["hidden"]["kernel"]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax.chain(
+            optax.masked(rgo_jax.scale_by_rgo(), lambda p: jax.tree.map(lambda _: True, p))
+        ),
+        optax.MultiSteps(rgo_jax.rgo(0.1), 2),
+        optax.inject_hyperparams(rgo_jax.rgo)(learning_rate=0.1),
+        optax.apply_if_finite(rgo_jax.rgo(0.1), 2),
+    ],
+)
+def test_nnx_optimizer_around_wrappers(tx):
+    model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    x, y = jax.random.normal(jax.random.key(0), (5, 10, 4)), jnp.zeros((5, 10), jnp.int32)
+
+    @nnx.jit
+    def learn(model, optimizer, x, y):
+        grads = nnx.grad(lambda model: cross_entropy(model(x[0]), y[0]))(model)
+        optimizer.update(model, grads)
+        rgo_jax.nnx.consolidate(
+            model, optimizer, lambda m, b: rgo_jax.curvature_output(m(b[0]), b[1]), (x, y)
+        )
+
+    for _ in range(2):
+        learn(model, optimizer, x, y)
+    stats = rgo_jax.projection_stats(optimizer.opt_state)
+    assert set(stats) == {"kernel", "bias"}
+    assert stats["kernel"].trace < 3.9
+
+
+def test_low_precision_layers_keep_their_protection():
+    """Nothing is rounded to bfloat16 after the projection: old directions stay protected."""
+    d, rank = 64, 16
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(d, d)))[0].astype(np.float32)
+    old, free = basis[:, :rank], basis[:, rank:]
+    for rows, features in ((4, 32), (64, 32)):
+        model = rgo_jax.linen.Dense(features, dtype=jnp.bfloat16, use_bias=False)
+        x = jax.random.normal(jax.random.key(1), (rows, d))
+        params = model.init(jax.random.key(2), x)["params"]
+        state = rgo_jax.scale_by_rgo().init(params)
+        vectors = jax.random.normal(jax.random.key(3), (200, rank)) @ old.T * 100
+        state = rgo_jax.consolidate(state, lambda v: {"kernel": v[:, None]}, vectors)
+        handed = rgo_jax.linen.projections(state)
+
+        def loss(params, model=model, handed=handed, x=x):
+            y = model.apply({"params": params, "projections": handed}, x)
+            return jnp.sum(jnp.sin(y.astype(jnp.float32)))
+
+        gradient = np.asarray(jax.grad(loss)(params)["kernel"])
+        assert gradient.dtype == np.float32
+        ratio = np.linalg.norm(old.T @ gradient) / np.linalg.norm(free.T @ gradient)
+        assert ratio < 1e-4  # rounding P x or P g to bfloat16 gives 2e-3

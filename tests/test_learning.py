@@ -76,12 +76,9 @@ def accuracies_on_both(tx, num_tasks=3):
 
 def test_rgo_forgets_less_than_sgd():
     rgo = accuracies_on_both(rgo_jax.rgo(0.02))
-    # SGD in the same harness: RGO's transform is there, so that it can be consolidated, but the
-    # gradients it would project are left alone.
-    tx = rgo_jax.rgo(0.02)
-    sgd = accuracies_on_both(
-        optax.GradientTransformation(tx.init, lambda g, s, p: tx.update(g, s, p, projected=True))
-    )
+    # SGD in the same harness: the transform is there and can be consolidated, but it leaves the
+    # gradients as they are.
+    sgd = accuracies_on_both(rgo_jax.rgo(0.02, projected=True))
     np.testing.assert_array_equal(rgo[0, 0], sgd[0, 0])  # the first task is learned alike
     assert np.diagonal(rgo).min() > 0.84  # and the later ones are learned
     # Measured: BWT -0.09 against -0.22, ACC 0.82 against 0.75.

@@ -106,6 +106,48 @@ def test_many_updates_stay_near_float64():
     assert np.linalg.eigvalsh(np.asarray(state.projection["w"], np.float64)).min() > 0
 
 
+@pytest.mark.parametrize("spectrum", ["steep", "few directions"])
+def test_stays_positive_definite_over_1000_tasks(spectrum):
+    """Eigenvalues from 1 down to 1e-7 and beyond, where float32 has no digits left."""
+    d, tasks = 48, 1000
+    scale = (
+        np.logspace(1, -4, d) if spectrum == "steep" else np.r_[np.full(6, 30.0), np.zeros(d - 6)]
+    )
+    rng = np.random.default_rng(0)
+    basis, _ = np.linalg.qr(rng.normal(size=(d, d)))
+    vectors = ((rng.normal(size=(tasks, 50, d)) * scale) @ basis.T).astype(np.float32)
+
+    @jax.jit
+    def learn(state, vectors):
+        return jax.lax.scan(
+            lambda state, v: (rgo_jax.consolidate(state, lambda g: g, v), None), state, vectors
+        )[0]
+
+    state = learn(rgo_jax.scale_by_rgo().init(jnp.zeros(d)), vectors)
+    p = np.asarray(state.projection, np.float64)
+    assert int(state.num_updates) == 50 * tasks
+    np.testing.assert_array_equal(p, p.T)
+    assert np.linalg.eigvalsh(p).min() > 0
+    flat = vectors.reshape(-1, d).astype(np.float64)
+    np.testing.assert_allclose(p, np.linalg.inv(np.eye(d) + flat.T @ flat), atol=2e-6)
+
+
+@pytest.mark.parametrize("size", [1e2, 1e3, 1e5])
+@pytest.mark.parametrize("fold", [fold_one_by_one, fold_together])
+def test_large_gradients_leave_the_projection_definite(size, fold):
+    """Past |v| = 500 v' P v is known less exactly than alpha; P must stay usable all the same."""
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=24)
+    grads = (size * (base + 0.01 * rng.normal(size=(150, 24)))).astype(np.float32)
+    state = fold(rgo_jax.scale_by_rgo().init({"w": jnp.zeros(24)}), grads, 1.0)
+    p = np.asarray(state.projection["w"], np.float64)
+    assert np.isfinite(p).all()
+    # Definite up to what float32 can express; one by one, the errors of single updates add up.
+    assert np.linalg.eigvalsh(p).min() > (-1e-6 if fold is fold_together else -1e-3)
+    unit = base / np.linalg.norm(base)
+    assert abs(unit @ p @ unit) < 1e-3
+
+
 def test_float64_parameters_keep_a_float64_projection():
     with jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64():
         grads = np.random.default_rng(0).normal(size=(30, 6, 2))

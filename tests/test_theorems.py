@@ -11,7 +11,7 @@ D = 12
 
 def trained_state():
     """A state after a task whose curvature is far from isotropic, and its Hessian."""
-    vectors = jax.random.normal(jax.random.key(0), (40, D)) * jnp.logspace(0.5, -1.5, D)
+    vectors = jax.random.normal(jax.random.key(0), (40, D)) * jnp.logspace(0.5, -1.5, D)[None]
     state = rgo_jax.scale_by_rgo().init(jnp.zeros(D))
     state = rgo_jax.consolidate(state, lambda v: v, vectors)
     return state, np.eye(D) + np.asarray(vectors, np.float64).T @ np.asarray(vectors, np.float64)
@@ -29,6 +29,7 @@ def test_trace_rule():
     p = normalised_projection(state)
     assert abs(np.trace(state.projection) - D) > 1  # the raw projection does not obey it
     np.testing.assert_allclose(np.trace(p), D, rtol=1e-5)
+    assert np.ptp(np.linalg.eigvalsh((p + p.T) / 2)) > 0.5  # and it is not the identity, which does
 
 
 def test_theorem_1_equal_expected_decrease_under_isotropic_gradients():

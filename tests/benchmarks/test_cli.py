@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as cli
-from benchmarks import report, results
+from benchmarks import files, report, results
 
 QUICK = ["--num-tasks", "2", "--examples-per-task", "200", "--epochs", "1", "--seeds", "2"]
 
@@ -20,8 +20,8 @@ def folder(tmp_path_factory):
 def test_writes_json_and_figure(folder, capsys):
     below = sorted(p.name for p in (folder / "permuted-digits").iterdir())
     assert [name for name in below if name.endswith(".json")] == [
-        "rgo_epochs=1_examples_per_task=200_num_tasks=2.json",
-        "stl_epochs=1_examples_per_task=200_num_tasks=2.json",
+        "rgo_epochs=1_examples_per_task=200_num_tasks=2_seeds=2.json",
+        "stl_epochs=1_examples_per_task=200_num_tasks=2_seeds=2.json",
     ]
     assert {"accuracy.png", "accuracy.svg"} < set(below)
     assert (folder / "permuted-digits" / "accuracy.png").read_bytes()[:4] == b"\x89PNG"
@@ -53,10 +53,17 @@ def test_a_failed_write_leaves_the_old_results_whole(folder, tmp_path, monkeypat
     result = results.load_all(folder)[0]
     path = results.save(result, tmp_path)
     before = path.read_text()
-    monkeypatch.setattr(results.os, "replace", lambda *args: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(OSError, match="full"):
-        results.save(result._replace(seeds=[]), tmp_path)
+
+    def full(*args):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(files.os, "replace", full)
+    with pytest.raises(OSError, match="no space left"):
+        results.save(result._replace(preset="recommended"), tmp_path)
+    with pytest.raises(OSError, match="no space left"):
+        results.save(result, tmp_path)
     assert path.read_text() == before
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"format": 99}', '{"format": 1}', "{"])
@@ -119,6 +126,13 @@ def test_errors_are_one_line(argv, match, capsys):
     assert captured.startswith("error: ")
     assert match in captured
     assert "Traceback" not in captured
+
+
+def test_all_benchmarks_are_checked_before_the_first_runs(tmp_path, capsys):
+    argv = ["permuted-digits", "rotated-digits", "--num-tasks", "21", "--out", str(tmp_path)]
+    assert cli.main(argv) == 2
+    assert "20 angles" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_own_data(tmp_path, capsys):

@@ -8,7 +8,7 @@ import pytest
 import rgo_jax
 from benchmarks import data, presets, train
 from benchmarks.methods import METHODS
-from benchmarks.models import MLP
+from benchmarks.models import ARCHITECTURES, FeedForward
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_rgo_remembers_what_sgd_forgets(digits):
 
 
 def head_network(policy):
-    return MLP(hidden=(8,), num_classes=3, num_tasks=4, head=policy, fel=True)
+    return FeedForward(convs=(), hidden=(8,), num_classes=3, num_tasks=4, head=policy, fel=True)
 
 
 @pytest.mark.parametrize("policy", ["shared", "frozen", "per_task"])
@@ -108,6 +108,43 @@ def test_head_policies(policy):
         assert [bool(np.any(g != 0)) for g in gradient] == [False, False, True, False]
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    # Counted by hand from the layers, with one head of 10 classes.
+    [
+        ("mlp", 784 * 256 + 256 * 256 + 256 * 10 + 522),
+        (
+            "lenet-5",
+            25 * 3 * 20 + 25 * 20 * 50 + 3200 * 800 + 800 * 500 + 500 * 10 + 70 + 1300 + 10,
+        ),
+        (
+            "alexnet-6",
+            16 * 3 * 64 + 9 * 64 * 128 + 4 * 128 * 256
+            + 4096 * 2048 + 2048 * 2048 + 2048 * 10 + 448 + 4096 + 10,
+        ),
+        (
+            "vgg-11",
+            9 * (3 * 64 + 64 * 128 + 128 * 256 + 256**2 + 256 * 512 + 3 * 512**2)
+            + 5120 + 64 + 128 + 2 * 256 + 4 * 512 + 10,
+        ),
+        (
+            "resnet-18",
+            49 * 3 * 64 + 9 * 64**2 * 4 + 9 * (64 * 128 + 3 * 128**2) + 64 * 128
+            + 9 * (128 * 256 + 3 * 256**2) + 128 * 256 + 9 * (256 * 512 + 3 * 512**2) + 256 * 512
+            + 5120 + 5 * 64 + 5 * 128 + 5 * 256 + 5 * 512 + 10,
+        ),
+    ],
+)  # fmt: skip
+def test_architectures(name, parameters):
+    build, shape = ARCHITECTURES[name]
+    network = build(num_classes=10, num_tasks=20, head="shared", fel=True)
+    x = jnp.zeros((2, *shape))
+    params = jax.eval_shape(network.init, jax.random.key(0), x, 0)["params"]
+    assert sum(p.size for p in jax.tree.leaves(params)) == parameters
+    logits = jax.eval_shape(network.apply, {"params": params}, x, 0)
+    assert logits.shape == (2, 10)
+
+
 def test_cosine_schedule_starts_anew_in_each_task():
     config = presets.config("permuted-mnist", schedule="cosine", learning_rate=0.4)
     schedule = config.learning_rate_schedule()
@@ -122,7 +159,9 @@ def test_protocol_los_is_the_papers():
     assert (config.num_tasks, config.steps_per_task, config.batch_size) == (20, 1000, 10)
     assert (config.hidden, config.learning_rate, config.alpha) == ((256, 256), 0.1, 1.0)
     assert (config.head, config.schedule) == ("shared", "constant")
-    network = MLP(hidden=(256, 256), num_classes=10, num_tasks=20, head="shared", fel=False)
+    network = FeedForward(
+        convs=(), hidden=(256, 256), num_classes=10, num_tasks=20, head="shared", fel=False
+    )
     params = network.init(jax.random.key(0), jnp.zeros((1, 784)), 0)["params"]
     assert sum(p.size for p in jax.tree.leaves(params)) == 269_322
     kernel = params["Dense_0"]["kernel"]

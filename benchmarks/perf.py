@@ -1,0 +1,269 @@
+"""What RGO costs beside SGD, and consolidation beside rank-one updates.
+
+Every ratio is of times taken in one run, the programs taking turns, and stands beside the ratio
+of XLA's own operation counts.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from rich.console import Console
+
+import rgo_jax
+import rgo_jax.linen
+from benchmarks import results
+from benchmarks.files import replacing
+from benchmarks.models import ARCHITECTURES
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+class Program(NamedTuple):
+    """A compiled program and its arguments.
+
+    Attributes:
+      run: runs it once, to the end.
+      flops: XLA's count of operations.
+      compile_seconds: to compile it.
+    """
+
+    run: Callable[[], Any]
+    flops: float
+    compile_seconds: float
+
+
+def compiled(function: Callable[..., Any], *args: Any) -> Program:
+    """Compiles a function for these arguments and runs it once."""
+    started = time.perf_counter()
+    executable = jax.jit(function).lower(*args).compile()
+    seconds = time.perf_counter() - started
+    analysis = executable.cost_analysis() or {}
+    program = Program(
+        lambda: jax.tree.map(lambda x: x.block_until_ready(), executable(*args)),
+        analysis.get("flops", 0.0),
+        seconds,
+    )
+    program.run()
+    return program
+
+
+def interleaved(programs: Sequence[Program], rounds: int) -> list[float]:
+    """The median seconds of each program, taking turns so that all see the same machine."""
+    times: list[list[float]] = [[] for _ in programs]
+    for _ in range(rounds):
+        for program, own in zip(programs, times, strict=True):
+            started = time.perf_counter()
+            program.run()
+            own.append(time.perf_counter() - started)
+    return [statistics.median(own) for own in times]
+
+
+def step_programs(name: str, batch_size: int, steps: int) -> list[Program]:
+    """SGD, RGO with plain projection, and RGO with projecting layers: a scan over steps."""
+    build, shape = ARCHITECTURES[name]
+    network: Any = build(num_classes=10, num_tasks=20, head="shared", fel=True)
+    x = jax.random.normal(jax.random.key(0), (steps, batch_size, *shape))
+    y = jax.random.randint(jax.random.key(1), (steps, batch_size), 0, 10)
+    params = network.init(jax.random.key(2), x[0], 0)["params"]
+
+    def train(tx: Any, project: bool, params: Any, state: Any, data: Any) -> Any:
+        def step(carry: Any, batch: Any) -> tuple[Any, None]:
+            params, state = carry
+            variables = {"projections": rgo_jax.linen.projections(state)} if project else {}
+
+            def loss(params: Any) -> jax.Array:
+                logits = network.apply({"params": params} | variables, batch[0], 1)
+                return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+
+            updates, state = tx.update(jax.grad(loss)(params), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, state), data)[0]
+
+    sgd, plain, fused = optax.sgd(1e-3), rgo_jax.rgo(1e-3), rgo_jax.rgo(1e-3, projected=True)
+    return [
+        compiled(partial(train, tx, project), params, tx.init(params), (x, y))
+        for tx, project in ((sgd, False), (plain, False), (fused, True))
+    ]
+
+
+def measure_steps(names: Sequence[str], batch_sizes: Sequence[int], rounds: int) -> list[Any]:
+    """A row for each network and batch size."""
+    rows = []
+    for name in names:
+        build, shape = ARCHITECTURES[name]
+        network: Any = build(num_classes=10, num_tasks=20, head="shared", fel=True)
+        params = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *shape)), 0)
+        memory = sum(rgo_jax.projection_memory(params["params"]).values())
+        parameters = sum(p.size * 4 for p in jax.tree.leaves(params)) / 2**20
+        for batch_size in batch_sizes:
+            steps = {"mlp": 100, "lenet-5": 10}.get(name, 2)
+            programs = step_programs(name, batch_size, steps)
+            sgd, plain, fused = (t / steps for t in interleaved(programs, rounds))
+            rows.append(
+                {
+                    "network": name,
+                    "batch": batch_size,
+                    "SGD ms": 1e3 * sgd,
+                    "plain / SGD": plain / sgd,
+                    "counted plain": programs[1].flops / programs[0].flops,
+                    "fused / SGD": fused / sgd,
+                    "counted fused": programs[2].flops / programs[0].flops,
+                    "compile s": programs[2].compile_seconds,
+                    "P MiB": memory,
+                    "parameters MiB": parameters,
+                }
+            )
+    return rows
+
+
+def measure_consolidation(dims: Sequence[int], rounds: int, count: int = 1000) -> list[Any]:
+    """Folding ``count`` vectors in, in blocks and one by one."""
+    rows = []
+    for d in dims:
+        vectors = jax.random.normal(jax.random.key(0), (count, d)) / d**0.5
+        tx = rgo_jax.scale_by_rgo()
+        state = tx.init(jnp.zeros((d, 1)))
+        # Rank-one updates cost the same each: a few stand for all.
+        few = max(5, min(count, 50 * 256**2 // d**2))
+
+        def fold(state: Any, vectors: jax.Array) -> Any:
+            return rgo_jax.consolidate(state, lambda v: v[:, None], vectors)
+
+        def one_by_one(state: Any, vectors: jax.Array) -> Any:
+            def update(state: Any, v: jax.Array) -> tuple[Any, None]:
+                return rgo_jax.rls_update(state, v[:, None]), None
+
+            return jax.lax.scan(update, state, vectors)[0]
+
+        programs = [
+            compiled(fold, state, vectors),
+            compiled(one_by_one, state, vectors[:few]),
+        ]
+        block, single = interleaved(programs, rounds)
+        single *= count / few
+        # A block of b vectors: V P, W' W and the triangular solve, 5 b d^2 with b << d.
+        rows.append(
+            {
+                "d": d,
+                "vectors": count,
+                "block s": block,
+                "rank-one s": single,
+                "rank-one / block": single / block,
+                "block GFLOP/s": 4e-9 * count * d * d / block,
+                "rank-one GB/s": 8e-9 * count * d * d / single,
+            }
+        )
+    return rows
+
+
+def measure_device(rounds: int) -> dict[str, float]:
+    """What a plain float32 matrix product and a copy reach on this device."""
+    a = jax.random.normal(jax.random.key(0), (2304, 2304))
+    big = jnp.zeros(2**26)
+    product, copy = interleaved(
+        [
+            compiled(lambda a: jnp.matmul(a, a, precision=_HIGHEST), a),
+            compiled(lambda b: b + 1, big),
+        ],
+        rounds,
+    )
+    return {
+        "matrix product GFLOP/s": 2e-9 * len(a) ** 3 / product,
+        "copy GB/s": 2e-9 * big.nbytes / copy,
+    }
+
+
+def measure_tasks(counts: Sequence[int], rounds: int, d: int = 256) -> list[Any]:
+    """Consolidating one more task, and one step after it, as tasks go by."""
+    tx = rgo_jax.rgo(0.1)
+    params = jnp.zeros((d, d))
+    state = tx.init(params)
+    vectors = jax.random.normal(jax.random.key(0), (100, d))
+    fold = jax.jit(
+        lambda state, key: rgo_jax.consolidate(
+            state, lambda v: v[:, None], vectors + jax.random.normal(key, vectors.shape)
+        )
+    )
+    rows, done = [], 0
+    for count in counts:
+        for task in range(done, count):
+            state = fold(state, jax.random.key(task))
+        done = count
+        programs = [
+            compiled(lambda s: fold(s, jax.random.key(0)), state),
+            compiled(lambda s, p: tx.update(p, s), state, params),
+        ]
+        consolidation, step = interleaved(programs, rounds)
+        memory = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 2**20
+        rows.append(
+            {
+                "tasks": count,
+                "consolidation ms": 1e3 * consolidation,
+                "update ms": 1e3 * step,
+                "state MiB": memory,
+            }
+        )
+    return rows
+
+
+def markdown(sections: dict[str, list[Any]], origin: dict[str, Any]) -> str:
+    """The tables as markdown."""
+    lines = ["# What RGO costs", ""]
+    lines += [f"Generated by `{origin['command']}` at commit {origin['commit'][:10]}"]
+    lines += [f"on {origin['device']}, {origin['date']}."]
+    lines += ["Medians of programs that take turns in one run. *Counted* ratios are of XLA's own"]
+    lines += ["operation counts. *Plain*: the optimizer multiplies gradients by P. *Fused*: the"]
+    lines += ["layers of `rgo_jax.linen` project in their backward pass.", ""]
+    for title, rows in sections.items():
+        lines += [f"## {title}", "", "| " + " | ".join(rows[0]) + " |"]
+        lines += ["|" + " --- |" * len(rows[0])]
+        for row in rows:
+            cells = (f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values())
+            lines += ["| " + " | ".join(cells) + " |"]
+        lines += [""]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.perf", description=__doc__)
+    parser.add_argument("--networks", default=",".join(ARCHITECTURES), help="comma-separated")
+    parser.add_argument("--batch-sizes", default="10,64", help="comma-separated")
+    parser.add_argument("--dims", default="256,784,1024,2304,4608", help="of consolidation")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each program runs")
+    parser.add_argument("--out", type=Path, default=Path("results") / "perf.md")
+    arguments = parser.parse_args(argv)
+    names = arguments.networks.split(",")
+    for name in names:
+        if name not in ARCHITECTURES:
+            parser.error(f"unknown network {name!r}; expected some of {', '.join(ARCHITECTURES)}")
+    batch_sizes = [int(size) for size in arguments.batch_sizes.split(",")]
+    dims = [int(d) for d in arguments.dims.split(",")]
+    command = " ".join(["python -m benchmarks.perf", *(sys.argv[1:] if argv is None else argv)])
+    sections = {
+        "A training step": measure_steps(names, batch_sizes, arguments.rounds),
+        "Folding a task in": measure_consolidation(dims, arguments.rounds),
+        "This device": [measure_device(arguments.rounds)],
+        "As tasks go by (d = 256, 100 vectors a task)": measure_tasks(
+            (1, 10, 100, 1000), arguments.rounds
+        ),
+    }
+    text = markdown(sections, results.provenance(command))
+    with replacing(arguments.out) as temporary:
+        temporary.write_text(text)
+    Console().print(text, markup=False, highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
