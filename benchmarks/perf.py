@@ -240,6 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--networks", default=",".join(ARCHITECTURES), help="comma-separated")
     parser.add_argument("--batch-sizes", default="10,64", help="comma-separated")
     parser.add_argument("--dims", default="256,784,1024,2304,4608", help="of consolidation")
+    parser.add_argument("--tasks", default="1,10,100,1000", help="after how many to measure")
     parser.add_argument("--rounds", type=int, default=5, help="how often each program runs")
     parser.add_argument("--out", type=Path, default=Path("results") / "perf.md")
     arguments = parser.parse_args(argv)
@@ -249,14 +250,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"unknown network {name!r}; expected some of {', '.join(ARCHITECTURES)}")
     batch_sizes = [int(size) for size in arguments.batch_sizes.split(",")]
     dims = [int(d) for d in arguments.dims.split(",")]
+    tasks = [int(count) for count in arguments.tasks.split(",")]
     command = " ".join(["python -m benchmarks.perf", *(sys.argv[1:] if argv is None else argv)])
     sections = {
         "A training step": measure_steps(names, batch_sizes, arguments.rounds),
         "Folding a task in": measure_consolidation(dims, arguments.rounds),
         "This device": [measure_device(arguments.rounds)],
-        "As tasks go by (d = 256, 100 vectors a task)": measure_tasks(
-            (1, 10, 100, 1000), arguments.rounds
-        ),
+        "As tasks go by (d = 256, 100 vectors a task)": measure_tasks(tasks, arguments.rounds),
     }
     text = markdown(sections, results.provenance(command))
     with replacing(arguments.out) as temporary:

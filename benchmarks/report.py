@@ -10,7 +10,8 @@ from rich.table import Table
 from benchmarks import paper
 from benchmarks.files import replacing
 from benchmarks.methods import METHODS
-from benchmarks.presets import PROTOCOL_FIELDS
+from benchmarks.models import HEADS
+from benchmarks.presets import PRESETS, PROTOCOL_FIELDS
 from benchmarks.results import Result
 
 _COLUMNS = (
@@ -92,24 +93,23 @@ def figure(benchmark: str, results: Sequence[Result], path: Path) -> None:
 
     fig = Figure(figsize=(7.5, 4.2), dpi=150, layout="constrained")
     axes = fig.add_subplot()
+    # A colour for each method, a line style for each of its variants.
     methods = list(dict.fromkeys(result.method for result in results))
-    seen = dict.fromkeys(methods, 0)
+    variants = list(dict.fromkeys(_variant(result) for result in results))
     for result in results:
-        # A colour for each method, a line style for each of its variants.
         color = mpl.colormaps["tab10"](methods.index(result.method) % 10)
-        style = ("-", "--", ":", "-.")[seen[result.method] % 4]
-        seen[result.method] += 1
+        style = ("-", "--", ":", "-.")[variants.index(_variant(result)) % 4]
         curves = result.accuracy_curve
         steps = np.arange(1, curves.shape[1] + 1)
         mean, spread = curves.mean(axis=0), _spread(curves)
-        axes.plot(steps, mean, color=color, linestyle=style, marker=".", label=_label(result))
+        axes.plot(steps, mean, color=color, linestyle=style, label=_label(result))
         axes.fill_between(steps, mean - spread, mean + spread, color=color, alpha=0.2, linewidth=0)
     axes.set_xlabel("tasks learned")
     axes.set_ylabel("average accuracy over them (%)")
     axes.set_title(benchmark)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, handlelength=3.5)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without a date or random ids the same results give the same files.
     with mpl.rc_context({"svg.hashsalt": "rgo_jax"}):
@@ -119,6 +119,7 @@ def figure(benchmark: str, results: Sequence[Result], path: Path) -> None:
 
 def write(results: Sequence[Result], folder: Path) -> Path:
     """Writes the figures and the markdown report of all results into their folder."""
+    results = sorted(results, key=_order)
     figures = {}
     for benchmark in _benchmarks(results):
         of_benchmark = [result for result in results if result.benchmark == benchmark]
@@ -132,6 +133,16 @@ def write(results: Sequence[Result], folder: Path) -> Path:
 
 def _benchmarks(results: Iterable[Result]) -> list[str]:
     return list(dict.fromkeys(result.benchmark for result in results))
+
+
+def _order(result: Result) -> tuple[object, ...]:
+    return (
+        result.benchmark,
+        list(METHODS).index(result.method),
+        list(PRESETS).index(result.preset),
+        list(HEADS).index(result.config["head"]),
+        sorted(result.changes.items()),
+    )
 
 
 def _row(result: Result) -> list[str]:
@@ -168,9 +179,12 @@ def _spread(values: np.ndarray) -> np.ndarray:
 
 
 def _label(result: Result) -> str:
-    parts = [METHODS[result.method].label]
-    if result.preset != "paper":
-        parts.append(result.preset)
+    return ", ".join(filter(None, [METHODS[result.method].label, _variant(result)]))
+
+
+def _variant(result: Result) -> str:
+    """What differs from the preset "paper"; empty if nothing does."""
+    parts = [] if result.preset == "paper" else [result.preset]
     parts += [f"{name} {value}" for name, value in result.changes.items()]
     return ", ".join(parts)
 

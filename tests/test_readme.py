@@ -1,19 +1,56 @@
-"""The README's example runs and prints what the README says."""
+"""What the README says its example prints, and the results it quotes."""
 
 import ast
 import re
 from pathlib import Path
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+import numpy as np
+import pytest
+
+from benchmarks import results
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def printed(code, capsys):
+    exec(compile(code, "README.md", "exec"), {})
+    return [ast.literal_eval(line) for line in capsys.readouterr().out.splitlines()]
 
 
 def test_example(capsys):
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    exec(compile(code, "README.md", "exec"), {})
-    lines = [ast.literal_eval(line) for line in capsys.readouterr().out.splitlines()]
-    claimed = [ast.literal_eval(text) for text in re.findall(r"`(\[.*?\])`", README)[:2]]
-    assert [len(line) for line in lines] == [1, 2]
-    for line, claim in zip(lines, claimed, strict=True):
-        for ours, said in zip(line, claim, strict=True):
-            # The last digit differs between versions and devices.
-            assert abs(float(ours) - float(said)) < 0.01
+    first, second, sgd = map(ast.literal_eval, re.findall(r"`(\['.*?\])`", README))
+    rgo_line, sgd_line = "rgo_jax.rgo(0.1)", "rgo_jax.rgo(0.1, projected=True)"
+    assert rgo_line in code
+    assert f"`{sgd_line}`" in README
+    for lines, claims in (
+        (printed(code, capsys), [first, second]),
+        (printed(code.replace(rgo_line, sgd_line), capsys), [first, sgd]),
+    ):
+        assert [len(line) for line in lines] == [1, 2]
+        for line, claim in zip(lines, claims, strict=True):
+            # Versions and devices round differently, and training amplifies it.
+            np.testing.assert_allclose(np.float64(line), np.float64(claim), atol=0.03)
+
+
+ROWS = {
+    "RGO, the paper's setting": "rgo",
+    "RGO, recommended": "rgo_preset=recommended",
+    "RGO without FEL, the paper's setting": "rgo-2",
+    "SGD, the paper's setting": "sgd",
+    "a model per task, the paper's setting": "stl",
+    "a model per task, recommended": "stl_preset=recommended",
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_results_table(row):
+    (line,) = [line for line in README.splitlines() if line.startswith(f"| {row} |")]
+    for cell, benchmark in zip(line.split("|")[2:4], ("permuted", "rotated"), strict=True):
+        path = ROOT / "benchmarks" / "results" / f"{benchmark}-mnist" / f"{ROWS[row]}.json"
+        result = results.load(path)
+        expected = f"{result.acc.mean():.2f} ± {result.acc.std(ddof=1):.2f}"
+        if result.method != "stl":
+            expected += f" / {result.bwt.mean():.2f} ± {result.bwt.std(ddof=1):.2f}"
+        assert cell.strip() == expected

@@ -1,0 +1,42 @@
+"""The cost of RGO as operation counts, which do not depend on how busy the machine is."""
+
+import pytest
+
+from benchmarks import perf
+
+
+@pytest.mark.parametrize("network", ["mlp", "lenet-5"])
+def test_projecting_layers_cost_a_fraction_of_plain_projection(network):
+    sgd, plain, fused = (p.flops for p in perf.step_programs(network, batch_size=10, steps=1))
+    assert plain > 10 * sgd
+    # Counted: 2.2 for the MLP, 1.4 for LeNet-5.
+    assert fused < 2.6 * sgd
+
+
+def test_the_state_does_not_grow_with_tasks():
+    first, last = perf.measure_tasks((1, 5), rounds=1, d=32)
+    assert (first["tasks"], last["tasks"]) == (1, 5)
+    assert first["state MiB"] == last["state MiB"]
+
+
+def test_command_line(tmp_path, capsys):
+    out = tmp_path / "perf.md"
+    argv = [
+        "--networks",
+        "mlp",
+        "--batch-sizes",
+        "4",
+        "--dims",
+        "32",
+        "--rounds",
+        "1",
+        "--tasks",
+        "1,3",
+    ]
+    assert perf.main([*argv, "--out", str(out)]) == 0
+    text = out.read_text()
+    for words in ("| mlp | 4 |", "## Folding a task in", "copy GB/s", "| 3 |"):
+        assert words in text
+    with pytest.raises(SystemExit):
+        perf.main(["--networks", "vgg-99"])
+    assert "expected some of mlp" in capsys.readouterr().err
