@@ -111,11 +111,8 @@ def _map_seeds(function: Callable[[Any], Any], xs: Any) -> Any:
     XLA's CPU backend runs batched small matrix products one and a half times slower than the same
     products one seed after the other; an accelerator is filled only by all seeds at once.
     """
-    mapping = jax.lax.map if jax.default_backend() == "cpu" else _vmap
-    return mapping(function, xs)
-
-
-def _vmap(function: Callable[[Any], Any], xs: Any) -> Any:
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(function, xs)
     return jax.vmap(function)(xs)
 
 

@@ -83,25 +83,19 @@ def rank_one_update(
     Returns:
       The new projection, exactly symmetric if the old one is.
     """
+    alpha = jnp.asarray(alpha, projection.dtype)
     if projection.ndim == 1:
         return block_update(projection, vector[None], alpha, block_size=1)
     if projection.ndim == 3:
         blocks = vector.reshape(projection.shape[:2])
         return jax.vmap(rank_one_update, in_axes=(0, 0, None))(projection, blocks, alpha)
-    alpha = _at_least_rounding(alpha, vector)
     u = jnp.matmul(projection, vector, precision=_HIGHEST)
-    gain = jnp.maximum(jnp.vdot(vector, u, precision=_HIGHEST), 0)
-    return projection - jnp.outer(u, u) / (alpha + gain)
-
-
-def _at_least_rounding(alpha: jax.typing.ArrayLike, vectors: jax.Array) -> jax.Array:
-    """Alpha, raised where ``v' P v`` is known less exactly than that.
-
-    Its rounding error is eps |v|^2. With an alpha below that, what is left of P along v would be
-    noise of either sign, and P no longer definite. With alpha = 1 and 128 vectors at once this
-    changes nothing before they are some 250 long.
-    """
-    return jnp.maximum(jnp.asarray(alpha, vectors.dtype), _eps(vectors) * jnp.sum(vectors**2))
+    gain = jnp.vdot(vector, u, precision=_HIGHEST)
+    # See `block_update` on rounding. A gain of no more than 0 is nothing but rounding: the
+    # direction is protected as well as it can be.
+    rounding = 4 * projection.shape[0] ** 0.5 * _eps(vector) * jnp.sum(vector**2)
+    weight = jnp.where(gain > 0, 1 / (jnp.maximum(alpha, rounding) + gain), 0)
+    return projection - jnp.outer(u, u) * weight
 
 
 def _eps(x: jax.Array) -> float:
@@ -132,8 +126,8 @@ def block_update(
     Returns:
       The new projection, symmetric.
     """
+    alpha = jnp.asarray(alpha, projection.dtype)
     if projection.ndim == 1:
-        alpha = jnp.asarray(alpha, projection.dtype)
         return projection / (1 + projection * jnp.sum(vectors**2, axis=0) / alpha)
     if projection.ndim == 3:
         blocks = jnp.moveaxis(vectors.reshape(-1, *projection.shape[:2]), 1, 0)
@@ -149,10 +143,12 @@ def block_update(
     def fold(p: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
         vp = jnp.matmul(v, p, precision=_HIGHEST)
         gram = jnp.matmul(vp, v.T, precision=_HIGHEST)
-        # Nor less than Cholesky itself loses to rounding.
-        loss = 4 * _eps(p) * jnp.sum(jnp.diagonal(gram))
-        ridge = jnp.maximum(_at_least_rounding(alpha, v), loss)
-        chol = jnp.linalg.cholesky(ridge * jnp.eye(block_size, dtype=p.dtype) + (gram + gram.T) / 2)
+        # V P V' is known no better than this. With an alpha below it, what is left of P along V
+        # would be noise of either sign, P no longer definite, and soon NaN. The factors are
+        # measured; with alpha = 1 and blocks of 128 they matter for vectors more than 60 long.
+        rounding = jnp.maximum(16 * jnp.sum(v**2), 4 * jnp.sum(jnp.diagonal(gram))) * _eps(v)
+        ridge = jnp.maximum(alpha, rounding) * jnp.eye(block_size, dtype=p.dtype)
+        chol = jnp.linalg.cholesky(ridge + (gram + gram.T) / 2)
         w = solve_triangular(chol, vp, lower=True)
         p = p - jnp.matmul(w.T, w, precision=_HIGHEST)
         return (p + p.T) / 2, None
