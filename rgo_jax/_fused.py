@@ -115,8 +115,8 @@ def conv(
     """`jax.lax.conv_general_dilated` whose gradient in ``kernel`` is projected.
 
     As patches and a matrix product where the projection is cheaper that way; and on CPUs, where
-    XLA runs the backward pass of a convolution inside a loop on one thread, ten to thirty times
-    slower than the product.
+    XLA runs the backward pass of a convolution inside a loop on one thread, many times slower than
+    the product.
 
     Args:
       x: ``[b, *spatial, cin]``.

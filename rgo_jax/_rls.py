@@ -154,7 +154,7 @@ def consolidate(
 def _curvature_vectors(state: _state.RgoState, grads: optax.Updates) -> Any:
     """A tree like ``state.projection`` of vectors ``v [d]``: sums over the m columns.
 
-    The sum, not the mean: it is what reproduces the paper (90.7 against 85.8 on Permuted MNIST).
+    The sum, not the mean: it is what comes near the paper's numbers.
     """
     leaves = _state.leaves_by_path(grads)
     projections = _state.leaves_by_path(state.projection)
