@@ -108,8 +108,8 @@ def run(
 def _map_seeds(function: Callable[[Any], Any], xs: Any) -> Any:
     """One program for all seeds.
 
-    XLA's CPU backend runs batched small matrix products slower than the same products one seed after
-    the other; an accelerator is filled only by all seeds at once.
+    XLA's CPU backend runs batched small matrix products slower than the same products one seed
+    after the other; an accelerator is filled only by all seeds at once.
     """
     if jax.default_backend() == "cpu":
         return jax.lax.map(function, xs)
