@@ -73,14 +73,10 @@ class ConvLayer(NamedTuple):
     pool: bool
 
 
-class FeedForward(nn.Module):
-    """Convolutions, then fully connected layers, then the head; FEL before each of them.
-
-    Orthogonal kernels and biases of 0.1, as in the protocol "los".
+class Network(nn.Module):
+    """What all networks here have: a head, and FEL before each layer.
 
     Attributes:
-      convs: the convolutions; empty for a multi-layer perceptron.
-      hidden: widths of the fully connected hidden layers.
       num_classes: outputs of each head.
       num_tasks: the length of the task sequence.
       head: a key of `HEADS`.
@@ -88,21 +84,39 @@ class FeedForward(nn.Module):
       seed: integer of the permutations; may be traced.
     """
 
-    convs: Sequence[ConvLayer]
-    hidden: Sequence[int]
     num_classes: int
     num_tasks: int
     head: str
     fel: bool
     seed: jax.typing.ArrayLike = 0
 
-    @nn.compact
-    def __call__(self, x: jax.Array, task_id: jax.Array) -> jax.Array:
-        """Logits ``[b, num_classes]`` of ``x``, features ``[b, n]`` or images ``[b, h, w, c]``."""
+    def encoder(self, task_id: jax.Array) -> Callable[[jax.Array], jax.Array]:
+        """A function that encodes features, with the next layer's permutation at each call."""
         layers = itertools.count()
 
         def encode(x: jax.Array) -> jax.Array:
             return FeatureEncoding(next(layers), self.seed)(x, task_id) if self.fel else x
+
+        return encode
+
+
+class FeedForward(Network, kw_only=True):
+    """Convolutions, then fully connected layers, then the head; FEL before each of them.
+
+    Orthogonal kernels and biases of 0.1, as in the protocol "los".
+
+    Attributes:
+      convs: the convolutions; empty for a multi-layer perceptron.
+      hidden: widths of the fully connected hidden layers.
+    """
+
+    convs: Sequence[ConvLayer]
+    hidden: Sequence[int]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, task_id: jax.Array) -> jax.Array:
+        """Logits ``[b, num_classes]`` of ``x``, features ``[b, n]`` or images ``[b, h, w, c]``."""
+        encode = self.encoder(task_id)
 
         for window, features, pool in self.convs:
             conv = Conv(features, (window,) * 2, kernel_init=_kernel_init, bias_init=_bias_init)
@@ -114,7 +128,7 @@ class FeedForward(nn.Module):
         return Head(self.num_classes, self.num_tasks, self.head, name="head")(encode(x), task_id)
 
 
-class ResNet18(nn.Module):
+class ResNet18(Network, kw_only=True):
     """ResNet-18 for small images, without normalisation.
 
     A 7 x 7 first convolution with stride 1 and no pooling after it, as in the harness of the
@@ -123,27 +137,14 @@ class ResNet18(nn.Module):
 
     Attributes:
       width: channels of the first stage; 64 in the paper.
-      num_classes: outputs of each head.
-      num_tasks: the length of the task sequence.
-      head: a key of `HEADS`.
-      fel: whether features are permuted for each task.
-      seed: integer of the permutations; may be traced.
     """
 
     width: int
-    num_classes: int
-    num_tasks: int
-    head: str
-    fel: bool
-    seed: jax.typing.ArrayLike = 0
 
     @nn.compact
     def __call__(self, x: jax.Array, task_id: jax.Array) -> jax.Array:
         """Logits ``[b, num_classes]`` of ``x [b, height, width, channels]``."""
-        layers = itertools.count()
-
-        def encode(x: jax.Array) -> jax.Array:
-            return FeatureEncoding(next(layers), self.seed)(x, task_id) if self.fel else x
+        encode = self.encoder(task_id)
 
         def conv(features: int, window: int, strides: int, init: Any) -> Conv:
             return Conv(features, (window,) * 2, strides, kernel_init=init)
