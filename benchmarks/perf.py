@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -25,6 +26,9 @@ from benchmarks.files import replacing
 from benchmarks.models import ARCHITECTURES
 
 _HIGHEST = jax.lax.Precision.HIGHEST
+
+# How many steps one timed program takes; 2 for the wider networks.
+STEPS = {"mlp": 100, "lenet-5": 10}
 
 
 class Program(NamedTuple):
@@ -67,31 +71,43 @@ def interleaved(programs: Sequence[Program], rounds: int) -> list[float]:
     return [statistics.median(own) for own in times]
 
 
+def build_network(name: str) -> tuple[Any, tuple[int, ...]]:
+    """A network of the benchmarks and the shape of its inputs."""
+    build, shape = ARCHITECTURES[name]
+    return build(num_classes=10, num_tasks=20, head="shared", fel=True), shape
+
+
+def random_batches(steps: int, batch_size: int, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """Images and labels for some steps."""
+    x = jax.random.normal(jax.random.key(0), (steps, batch_size, *shape))
+    return x, jax.random.randint(jax.random.key(1), (steps, batch_size), 0, 10)
+
+
+def train(network: Any, tx: Any, fused: bool, params: Any, state: Any, data: Any) -> Any:
+    """A scan over training steps."""
+
+    def step(carry: Any, batch: Any) -> tuple[Any, None]:
+        params, state = carry
+        variables = {"projections": rgo_jax.linen.projections(state)} if fused else {}
+
+        def loss(params: Any) -> jax.Array:
+            logits = network.apply({"params": params} | variables, batch[0], 1)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    return jax.lax.scan(step, (params, state), data)[0]
+
+
 def step_programs(name: str, batch_size: int, steps: int) -> list[Program]:
     """SGD, RGO with plain projection, and RGO with projecting layers: a scan over steps."""
-    build, shape = ARCHITECTURES[name]
-    network: Any = build(num_classes=10, num_tasks=20, head="shared", fel=True)
-    x = jax.random.normal(jax.random.key(0), (steps, batch_size, *shape))
-    y = jax.random.randint(jax.random.key(1), (steps, batch_size), 0, 10)
-    params = network.init(jax.random.key(2), x[0], 0)["params"]
-
-    def train(tx: Any, project: bool, params: Any, state: Any, data: Any) -> Any:
-        def step(carry: Any, batch: Any) -> tuple[Any, None]:
-            params, state = carry
-            variables = {"projections": rgo_jax.linen.projections(state)} if project else {}
-
-            def loss(params: Any) -> jax.Array:
-                logits = network.apply({"params": params} | variables, batch[0], 1)
-                return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
-
-            updates, state = tx.update(jax.grad(loss)(params), state, params)
-            return (optax.apply_updates(params, updates), state), None
-
-        return jax.lax.scan(step, (params, state), data)[0]
-
+    network, shape = build_network(name)
+    data = random_batches(steps, batch_size, shape)
+    params = network.init(jax.random.key(2), data[0][0], 0)["params"]
     sgd, plain, fused = optax.sgd(1e-3), rgo_jax.rgo(1e-3), rgo_jax.rgo(1e-3, projected=True)
     return [
-        compiled(partial(train, tx, project), params, tx.init(params), (x, y))
+        compiled(partial(train, network, tx, project), params, tx.init(params), data)
         for tx, project in ((sgd, False), (plain, False), (fused, True))
     ]
 
@@ -100,13 +116,12 @@ def measure_steps(names: Sequence[str], batch_sizes: Sequence[int], rounds: int)
     """A row for each network and batch size."""
     rows = []
     for name in names:
-        build, shape = ARCHITECTURES[name]
-        network: Any = build(num_classes=10, num_tasks=20, head="shared", fel=True)
+        network, shape = build_network(name)
         params = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *shape)), 0)
         memory = sum(rgo_jax.projection_memory(params["params"]).values())
         parameters = sum(p.size * 4 for p in jax.tree.leaves(params)) / 2**20
         for batch_size in batch_sizes:
-            steps = {"mlp": 100, "lenet-5": 10}.get(name, 2)
+            steps = STEPS.get(name, 2)
             programs = step_programs(name, batch_size, steps)
             sgd, plain, fused = (t / steps for t in interleaved(programs, rounds))
             rows.append(
@@ -127,43 +142,108 @@ def measure_steps(names: Sequence[str], batch_sizes: Sequence[int], rounds: int)
 
 
 def measure_consolidation(dims: Sequence[int], rounds: int, count: int = 1000) -> list[Any]:
-    """Folding ``count`` vectors in, in blocks and one by one."""
+    """Folding ``count`` vectors in: in blocks, by calls of `rls_update`, and by a scan of them."""
     rows = []
     for d in dims:
         vectors = jax.random.normal(jax.random.key(0), (count, d)) / d**0.5
         tx = rgo_jax.scale_by_rgo()
         state = tx.init(jnp.zeros((d, 1)))
         # Rank-one updates cost the same each: a few stand for all.
-        few = max(5, min(count, 50 * 256**2 // d**2))
+        few = max(10, min(count, 50 * 1024**2 // d**2))
 
         def fold(state: Any, vectors: jax.Array) -> Any:
             return rgo_jax.consolidate(state, lambda v: v[:, None], vectors)
 
-        def one_by_one(state: Any, vectors: jax.Array) -> Any:
+        def scanned(state: Any, vectors: jax.Array) -> Any:
             def update(state: Any, v: jax.Array) -> tuple[Any, None]:
                 return rgo_jax.rls_update(state, v[:, None]), None
 
             return jax.lax.scan(update, state, vectors)[0]
 
+        grads = [v[:, None] for v in vectors[:few]]
+
+        def called(state: Any = state, grads: Any = grads) -> None:
+            for g in grads:
+                state = rgo_jax.rls_update(state, g)
+            jax.block_until_ready(state)
+
+        called()
         programs = [
             compiled(fold, state, vectors),
-            compiled(one_by_one, state, vectors[:few]),
+            Program(called, 0.0, 0.0),
+            compiled(scanned, state, vectors[:few]),
         ]
-        block, single = interleaved(programs, rounds)
-        single *= count / few
-        # A block of b vectors: V P, W' W and the triangular solve, 5 b d^2 with b << d.
+        block, calls, scan = interleaved(programs, rounds)
+        calls, scan = calls * count / few, scan * count / few
         rows.append(
             {
                 "d": d,
                 "vectors": count,
                 "block s": block,
-                "rank-one s": single,
-                "rank-one / block": single / block,
+                "rls_update calls s": calls,
+                "calls / block": calls / block,
+                "rls_update scan s": scan,
+                "scan / block": scan / block,
+                # Of V P and W' W alone; what else there is shows as a lower rate.
                 "block GFLOP/s": 4e-9 * count * d * d / block,
-                "rank-one GB/s": 8e-9 * count * d * d / single,
+                "scan GB/s": 8e-9 * count * d * d / scan,
             }
         )
     return rows
+
+
+def measure_convolutions(rounds: int, batch_size: int = 10, steps: int = 10) -> list[Any]:
+    """Forward and backward passes of convolutions, one after the other and inside a scan."""
+    rows = []
+    for features, shape in ((50, (16, 16, 20)), (128, (16, 16, 64))):
+        x = random_batches(steps, batch_size, shape)[0]
+        row: dict[str, Any] = {"layer": f"5 x 5, {shape[-1]} to {features}, of {shape[:2]}"}
+        programs = []
+        for conv in (nn.Conv(features, (5, 5)), rgo_jax.linen.Conv(features, (5, 5))):
+            variables = conv.init(jax.random.key(1), x[0])
+
+            def gradient(variables: Any, x: jax.Array, conv: nn.Module = conv) -> Any:
+                def loss(variables: Any, x: jax.Array) -> jax.Array:
+                    return jnp.mean(jnp.square(conv.apply(variables, x)))
+
+                return jax.grad(loss, argnums=(0, 1))(variables, x)
+
+            def scanned(variables: Any, x: jax.Array, gradient: Any = gradient) -> Any:
+                def step(carry: Any, x: jax.Array) -> tuple[Any, None]:
+                    kernels, inputs = gradient(carry, x)
+                    new = jax.tree.map(lambda p, g: p - 1e-3 * g, carry, kernels)
+                    return jax.tree.map(lambda p: p + 1e-9 * inputs[0, 0, 0, 0], new), None
+
+                return jax.lax.scan(step, variables, x)[0]
+
+            programs += [compiled(gradient, variables, x[0]), compiled(scanned, variables, x)]
+        times = interleaved(programs, rounds)
+        for name, alone, scan in zip(("flax", "rgo_jax"), times[::2], times[1::2], strict=True):
+            row |= {f"{name} alone ms": 1e3 * alone, f"{name} in a scan ms": 1e3 * scan / steps}
+        rows.append(row)
+    return rows
+
+
+def measure_seeds(rounds: int, seeds: int = 5, steps: int = 100) -> list[Any]:
+    """A step of several seeds of the MLP, one after the other and all at once."""
+    network, shape = build_network("mlp")
+    tx = rgo_jax.rgo(1e-3, projected=True)
+    data = random_batches(steps, 10, shape)
+
+    def init(key: jax.Array) -> Any:
+        params = network.init(key, data[0][0], 0)["params"]
+        return params, tx.init(params)
+
+    def run(carry: Any) -> Any:
+        return train(network, tx, True, *carry, data)
+
+    carries = jax.vmap(init)(jax.random.split(jax.random.key(2), seeds))
+    programs = [
+        compiled(partial(jax.lax.map, run), carries),
+        compiled(jax.vmap(run), carries),
+    ]
+    one_by_one, at_once = (1e3 * t / steps for t in interleaved(programs, rounds))
+    return [{"seeds": seeds, "lax.map ms": one_by_one, "vmap ms": at_once}]
 
 
 def measure_device(rounds: int) -> dict[str, float]:
@@ -255,6 +335,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     sections = {
         "A training step": measure_steps(names, batch_sizes, arguments.rounds),
         "Folding a task in": measure_consolidation(dims, arguments.rounds),
+        "A convolution, forward and backward, batch 10": measure_convolutions(arguments.rounds),
+        "A step of five seeds (MLP, batch 10, fused)": measure_seeds(arguments.rounds),
         "This device": [measure_device(arguments.rounds)],
         "As tasks go by (d = 256, 100 vectors a task)": measure_tasks(tasks, arguments.rounds),
     }
