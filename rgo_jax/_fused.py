@@ -1,9 +1,9 @@
 """Backward passes that yield projected gradients, for layers that are handed their ``P``.
 
 The gradient of a kernel is ``g = X' D``, with ``X [rows, d]`` the layer's input and ``D [rows, m]``
-the gradient of its output, so ``P g = (X P)' D``, P being symmetric: with a batch of 10 and 2048 x 2048 features 0.1
-instead of 17 GFLOP. It is the cheaper way round where rows < m. A convolution is the same product
-with patches of the image as rows. Appendix B.2 of the RGO paper.
+the gradient of its output. P is symmetric, so ``P g = (X P)' D``: with a batch of 10 and 2048
+inputs and outputs 0.1 instead of 17 GFLOP. It is the cheaper way round where rows < m. A
+convolution is the same product with patches of the image as rows. Appendix B.2 of the RGO paper.
 
 The projection handed over here is an optimizer state's, at any scale, or None for none. It gets no
 gradient. The projected gradient is computed in the dtype of P and at Precision.HIGHEST to the end,
