@@ -52,7 +52,7 @@ def compiled(function: Callable[..., Any], *args: Any) -> Program:
     seconds = time.perf_counter() - started
     analysis = executable.cost_analysis() or {}
     program = Program(
-        lambda: jax.tree.map(lambda x: x.block_until_ready(), executable(*args)),
+        lambda: jax.block_until_ready(executable(*args)),
         analysis.get("flops", 0.0),
         seconds,
     )
@@ -168,7 +168,7 @@ def measure_consolidation(dims: Sequence[int], rounds: int, count: int = 1000) -
         def called(state: Any = state, grads: Any = grads) -> None:
             for g in grads:
                 state = rgo_jax.rls_update(state, g)
-            jax.tree.map(lambda x: x.block_until_ready(), state)
+            jax.block_until_ready(state)
 
         called()
         programs = [

@@ -1,12 +1,15 @@
 """Training through a task sequence: one compiled program a task, all seeds in it."""
 
+import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, PartitionSpec
 
 from benchmarks import tasks
 from benchmarks.data import Dataset
@@ -74,15 +77,18 @@ def run(
     # The examples live on the device once, whatever the number of tasks and seeds.
     arrays = {name: value for name, value in dataset._asdict().items() if name != "name"}
     data = jax.device_put(arrays)
-    seeds = jnp.arange(num_seeds)
+    # Seeds beyond those asked for, so that every device has as many, are left out of the results.
+    num_devices = min(num_seeds, jax.local_device_count())
+    seeds = jnp.arange(math.ceil(num_seeds / num_devices) * num_devices)
+    map_seeds = _mapping(num_devices)
     init, train_task = _functions(config, spec, dataset)
 
-    carry = jax.jit(lambda seeds: _map_seeds(init, seeds))(seeds)
+    carry = jax.jit(lambda seeds: map_seeds(init, seeds))(seeds)
     started = time.perf_counter()
     # Donated: the old state's memory is the new state's.
     program = (
         jax.jit(
-            lambda carry, data, task_id, seeds: _map_seeds(
+            lambda carry, data, task_id, seeds: map_seeds(
                 lambda args: train_task(*args, data, task_id), (carry, seeds)
             ),
             donate_argnums=0,
@@ -98,22 +104,43 @@ def run(
     for task_id in range(config.num_tasks):
         started = time.perf_counter()
         carry, loss = program(carry, data, jnp.int32(task_id), seeds)
-        r[:, task_id] = carry.accuracies
-        losses[:, task_id] = loss
+        r[:, task_id] = carry.accuracies[:num_seeds]
+        losses[:, task_id] = loss[:num_seeds]
         task_seconds.append(time.perf_counter() - started)
         on_task(task_id, r)
     return Run(r, losses, compile_seconds, task_seconds)
 
 
-def _map_seeds(function: Callable[[Any], Any], xs: Any) -> Any:
-    """One program for all seeds.
+def _mapping(num_devices: int) -> Callable[[Callable[[Any], Any], Any], Any]:
+    """How one program serves all seeds, given as leading axes of equal length.
 
-    XLA's CPU backend runs batched small matrix products slower than the same products one seed
-    after the other; an accelerator is filled only by all seeds at once.
+    Each device has its share of the seeds. XLA's CPU backend runs batched small matrix products
+    slower than the same products one seed after the other; an accelerator is filled only by all
+    seeds at once.
     """
-    if jax.default_backend() == "cpu":
-        return jax.lax.map(function, xs)
-    return jax.vmap(function)(xs)
+
+    def on_one_device(function: Callable[[Any], Any], xs: Any) -> Any:
+        if jax.default_backend() == "cpu":
+            return jax.lax.map(function, xs)
+        return jax.vmap(function)(xs)
+
+    def on_all_devices(function: Callable[[Any], Any], xs: Any) -> Any:
+        mesh = jax.make_mesh(
+            (num_devices,),
+            ("seeds",),
+            axis_types=(AxisType.Auto,),
+            devices=jax.local_devices()[:num_devices],
+        )
+        by_seed = PartitionSpec("seeds")
+        return jax.shard_map(
+            partial(on_one_device, function),
+            mesh=mesh,
+            in_specs=by_seed,
+            out_specs=by_seed,
+            check_vma=False,
+        )(xs)
+
+    return on_one_device if num_devices == 1 else on_all_devices
 
 
 def _functions(

@@ -8,6 +8,7 @@ from rgo_jax._metrics import average_accuracy as average_accuracy
 from rgo_jax._metrics import backward_transfer as backward_transfer
 from rgo_jax._rls import consolidate as consolidate
 from rgo_jax._rls import rls_update as rls_update
+from rgo_jax._sharding import projection_sharding as projection_sharding
 from rgo_jax._state import RgoState as RgoState
 from rgo_jax._stats import ProjectionStats as ProjectionStats
 from rgo_jax._stats import projection_memory as projection_memory
@@ -28,6 +29,7 @@ __all__ = [
     "fel_encode",
     "fel_permutation",
     "projection_memory",
+    "projection_sharding",
     "projection_stats",
     "rgo",
     "rls_update",

@@ -9,6 +9,7 @@ a `FanIn` says otherwise they are all axes but the last, and a vector (a bias) i
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +17,8 @@ import jax.numpy as jnp
 import optax
 
 Path = tuple[Any, ...]
+
+_BOX = (jax.tree_util.GetAttrKey("value"),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +109,7 @@ def specs_by_path(fan_in: Any, params: Any) -> dict[Path, FanIn]:
     Raises:
       ValueError: a spec that is none, or one for which there is no parameter.
     """
-    specs = _flatten(fan_in, FanIn)
+    specs = leaves_by_path(fan_in, FanIn)
     for path, spec in specs.items():
         if not isinstance(spec, FanIn):
             raise ValueError(
@@ -116,7 +119,7 @@ def specs_by_path(fan_in: Any, params: Any) -> dict[Path, FanIn]:
     # Parameters that optax.masked leaves out are named nowhere else, but are no mistake.
     unused = set(specs)
     result = {}
-    for path, leaf in _flatten(params, optax.MaskedNode).items():
+    for path, leaf in leaves_by_path(params, optax.MaskedNode).items():
         for length in range(len(path) + 1):
             if path[:length] in specs:
                 unused.discard(path[:length])
@@ -135,11 +138,42 @@ def specs_by_path(fan_in: Any, params: Any) -> dict[Path, FanIn]:
     return result
 
 
-def _flatten(tree: Any, leaf_type: type) -> dict[Path, Any]:
+def leaves_by_path(tree: Any, leaf_type: type | tuple[()] = ()) -> dict[Path, Any]:
+    """The leaves of a tree under their paths; masked-out nodes and None have no leaves.
+
+    Flax's boxes (`unboxed`) leave no trace in a path, so that trees match with and without them.
+    """
     flat, _ = jax.tree_util.tree_flatten_with_path(
         tree, is_leaf=lambda node: isinstance(node, leaf_type)
     )
-    return dict(flat)
+    return {_without_box(path): leaf for path, leaf in flat}
+
+
+def map_with_path(fn: Callable[[Path, Any], Any], tree: Any) -> Any:
+    """`jax.tree_util.tree_map_with_path` with the paths of `leaves_by_path`."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: fn(_without_box(path), leaf), tree)
+
+
+def _without_box(path: Path) -> Path:
+    return path[:-1] if path[-1:] == _BOX else path
+
+
+def unboxed(tree: Any) -> Any:
+    """The tree without Flax's boxes around single arrays: NNX's Variables, Linen's Partitioned.
+
+    They carry what holds for the parameter and not for its P, such as a sharding of its axes.
+    """
+
+    def is_box(node: Any) -> bool:
+        if isinstance(node, tuple):  # A NamedTuple of the user's.
+            return False
+        leaves, _ = jax.tree_util.tree_flatten_with_path(node)
+        return [path for path, _ in leaves] == [_BOX]
+
+    def unbox(node: Any) -> Any:
+        return jax.tree.leaves(node)[0] if is_box(node) else node
+
+    return jax.tree.map(unbox, tree, is_leaf=is_box)
 
 
 def is_fan_in(shape: tuple[int, ...], d: int) -> bool:
@@ -154,6 +188,4 @@ def to_matrix(leaf: jax.Array, d: int) -> jax.Array:
 
 def path_name(path: Path) -> str:
     """A pytree path as people write it: ``Dense_0/kernel``."""
-    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
-        path = path[:-1]  # An NNX Variable's.
     return jax.tree_util.keystr(path, simple=True, separator="/") or "(the whole tree)"

@@ -156,15 +156,15 @@ def _curvature_vectors(state: _state.RgoState, grads: optax.Updates) -> Any:
 
     The sum, not the mean: it is what comes near the paper's numbers.
     """
-    leaves = _state.leaves_by_path(grads)
-    projections = _state.leaves_by_path(state.projection)
+    leaves = _geometry.leaves_by_path(grads)
+    projections = _geometry.leaves_by_path(state.projection)
     _state.check_paths(projections, leaves, "grads")
 
     def vector(path: _geometry.Path, projection: jax.Array) -> jax.Array:
         _, matrix = _state.pair(path, leaves[path], projections, "grads")
         return jnp.sum(matrix, axis=1, dtype=projection.dtype)
 
-    return jax.tree_util.tree_map_with_path(vector, state.projection)
+    return _geometry.map_with_path(vector, state.projection)
 
 
 def _check_alpha(alpha: jax.typing.ArrayLike) -> None:
@@ -179,7 +179,7 @@ def _check_alpha(alpha: jax.typing.ArrayLike) -> None:
 def _count_batches(batches: Any) -> int:
     shapes = {
         _geometry.path_name(path): jnp.shape(leaf)
-        for path, leaf in _state.leaves_by_path(batches).items()
+        for path, leaf in _geometry.leaves_by_path(batches).items()
     }
     counts = {shape[0] if shape else 0 for shape in shapes.values()}
     if len(counts) != 1 or not min(counts):

@@ -49,11 +49,6 @@ def map_states(fn: Callable[[RgoState], Any], opt_state: Any) -> Any:
     return mapped
 
 
-def leaves_by_path(tree: Any) -> dict[Path, Any]:
-    """The leaves of a tree under their paths; masked-out nodes and None have no leaves."""
-    return dict(jax.tree_util.tree_flatten_with_path(tree)[0])
-
-
 def check_paths(projections: dict[Path, Any], leaves: dict[Path, Any], what: str) -> None:
     """Refuses a tree that lacks leaves which the projections have.
 
@@ -91,8 +86,8 @@ def pair(
 
 def check_shapes(gradients: Any, params: Any) -> None:
     """Refuses gradients of other shapes than the parameters have."""
-    shapes = {path: jnp.shape(leaf) for path, leaf in leaves_by_path(params).items()}
-    for path, leaf in leaves_by_path(gradients).items():
+    shapes = {path: jnp.shape(leaf) for path, leaf in _geometry.leaves_by_path(params).items()}
+    for path, leaf in _geometry.leaves_by_path(gradients).items():
         if shapes.get(path, jnp.shape(leaf)) != jnp.shape(leaf):
             raise ValueError(
                 f"The gradients leaf {_geometry.path_name(path)!r} has shape {jnp.shape(leaf)}, "
@@ -104,7 +99,7 @@ def is_marked(path: Path, marks: Any, what: str) -> bool:
     """What a bool, or a tree of bools like the parameters, says of one leaf."""
     if isinstance(marks, bool):
         return marks
-    by_path = leaves_by_path(marks)
+    by_path = _geometry.leaves_by_path(marks)
     mark = by_path.get(path)
     if not isinstance(mark, bool):
         raise ValueError(

@@ -59,7 +59,7 @@ def projection_stats(opt_state: optax.OptState) -> dict[str, ProjectionStats]:
     stats: dict[str, ProjectionStats] = {}
 
     def collect(state: _state.RgoState) -> None:
-        for path, projection in _state.leaves_by_path(state.projection).items():
+        for path, projection in _geometry.leaves_by_path(state.projection).items():
             stats[_geometry.path_name(path)] = _stats(projection)
 
     _state.map_states(collect, opt_state)
@@ -115,5 +115,5 @@ def projection_memory(params: Any, *, fan_in: Any = None) -> dict[str, float]:
 
     return {
         _geometry.path_name(path): mib(path, leaf)
-        for path, leaf in _state.leaves_by_path(params).items()
+        for path, leaf in _geometry.leaves_by_path(params).items()
     }

@@ -91,7 +91,7 @@ def scale_by_rgo(
 
         return _state.RgoState(
             num_updates=jnp.zeros([], jnp.int32),
-            projection=jax.tree_util.tree_map_with_path(init_leaf, params),
+            projection=_geometry.map_with_path(init_leaf, _geometry.unboxed(params)),
         )
 
     def update_fn(
@@ -99,8 +99,8 @@ def scale_by_rgo(
         state: _state.RgoState,
         params: optax.Params | None = None,
     ) -> tuple[optax.Updates, _state.RgoState]:
-        projections = _state.leaves_by_path(state.projection)
-        _state.check_paths(projections, _state.leaves_by_path(updates), "gradients")
+        projections = _geometry.leaves_by_path(state.projection)
+        _state.check_paths(projections, _geometry.leaves_by_path(updates), "gradients")
         if params is not None:
             _state.check_shapes(updates, params)
 
@@ -111,7 +111,7 @@ def scale_by_rgo(
             product = _projection.project(projection, matrix)
             return product.reshape(gradient.shape).astype(gradient.dtype)
 
-        return jax.tree_util.tree_map_with_path(update_leaf, updates), state
+        return _geometry.map_with_path(update_leaf, updates), state
 
     return optax.GradientTransformation(init_fn, update_fn)
 

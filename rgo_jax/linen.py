@@ -226,7 +226,7 @@ def projections(opt_state: optax.OptState) -> dict[str, Any]:
     found: dict[_geometry.Path, jax.Array] = {}
 
     def collect(state: _state.RgoState) -> None:
-        found.update(_state.leaves_by_path(state.projection))
+        found.update(_geometry.leaves_by_path(state.projection))
 
     _state.map_states(collect, opt_state)
     return _nested(found)
@@ -258,12 +258,12 @@ def projected_by(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> A
 
     def marks(params: Any) -> Any:
         # The forward pass never looks at a projection, so one number stands for each.
-        offered = _nested({path: jnp.zeros(()) for path in _state.leaves_by_path(params)})
+        offered = _nested({path: jnp.zeros(()) for path in _geometry.leaves_by_path(params)})
         variables = {"params": params, _COLLECTION: offered}
         return module.apply(variables, *args, **kwargs, mutable=[_MARKS])[1]
 
-    marked = _state.leaves_by_path(jax.eval_shape(marks, params).get(_MARKS, {}))
-    return jax.tree_util.tree_map_with_path(lambda path, _: path in marked, params)
+    marked = _geometry.leaves_by_path(jax.eval_shape(marks, params).get(_MARKS, {}))
+    return _geometry.map_with_path(lambda path, _: path in marked, params)
 
 
 def _nested(leaves: dict[_geometry.Path, Any]) -> dict[str, Any]:

@@ -1,0 +1,63 @@
+"""How an optimizer state is laid out on several devices."""
+
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rgo_jax import _geometry, _state
+
+
+def projection_sharding(opt_state: optax.OptState, mesh: Mesh, axis: str) -> Any:
+    """Shardings that spread the projections over devices, by rows.
+
+    Each device along a mesh axis holds its share of the rows of every ``P [d, d]`` (of the blocks
+    of ``P [blocks, b, b]``), and under `jax.jit` computes with it where it lies: what devices send
+    each other at the end of a task are the vectors folded in, never P. So it is in training too
+    where layers project (`rgo_jax.linen.Dense`) and P has a mesh axis of its own; along an axis
+    that the examples are spread over as well, XLA gathers P for each layer and step.
+
+    Args:
+      opt_state: the state of any optax transform that contains `rgo_jax.scale_by_rgo`; its shapes
+        (`jax.eval_shape`) will do.
+      mesh: the devices.
+      axis: the mesh axis to spread over.
+
+    Returns:
+      A tree of `jax.sharding.NamedSharding` for ``opt_state``, as `jax.device_put` and the
+      ``out_shardings`` of `jax.jit` take it. Replicated is what is no projection, and any P whose
+      first axis the devices do not divide.
+
+    Raises:
+      ValueError: no such axis in the mesh, or no `rgo_jax.RgoState` in ``opt_state``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, rgo_jax
+      >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+      >>> params, tx = {"kernel": jnp.zeros((4, 2))}, rgo_jax.rgo(0.1, momentum=0.9)
+      >>> shapes = jax.eval_shape(tx.init, params)
+      >>> shardings = rgo_jax.projection_sharding(shapes, mesh, "data")
+      >>> opt_state = jax.jit(tx.init, out_shardings=shardings)(params)
+      >>> print(opt_state[0].projection["kernel"].sharding.spec)
+      PartitionSpec('data', None)
+    """
+    if axis not in mesh.shape:
+        names = ", ".join(repr(name) for name in mesh.shape)
+        raise ValueError(f"axis is {axis!r}, but the mesh has the axes {names}.")
+    replicated: Any = NamedSharding(mesh, PartitionSpec())
+
+    def by_rows(projection: Any) -> Any:
+        if projection.shape[0] % mesh.shape[axis]:
+            return replicated
+        spec = PartitionSpec(axis, *[None] * (len(projection.shape) - 1))
+        return NamedSharding(mesh, spec)
+
+    def of_state(state: _state.RgoState) -> _state.RgoState:
+        return _state.RgoState(replicated, jax.tree.map(by_rows, state.projection))
+
+    def is_done(node: Any) -> bool:
+        return isinstance(node, _state.RgoState)
+
+    mapped = _state.map_states(of_state, _geometry.unboxed(opt_state))
+    return jax.tree.map(lambda node: node if is_done(node) else replicated, mapped, is_leaf=is_done)
