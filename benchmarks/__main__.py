@@ -77,7 +77,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data-dir",
         metavar="FOLDER",
-        help="where TFDS keeps prepared datasets (default: TFDS_DATA_DIR, or TFDS's own)",
+        help=(
+            "where TFDS keeps prepared datasets, and you miniImageNet, as mini-imagenet (default: "
+            "TFDS_DATA_DIR, or TFDS's own)"
+        ),
     )
     parser.add_argument(
         "--out",

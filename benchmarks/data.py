@@ -1,19 +1,22 @@
-"""Datasets as arrays: scikit-learn's digits, TFDS's MNIST, or an ``.npz`` file of your own.
+"""Datasets as arrays: scikit-learn's digits, TFDS's, miniImageNet, or an ``.npz`` file of your own.
 
 Images are decoded once and cached as arrays; everything after this module works on arrays.
 """
 
+import hashlib
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks import tfds_source
+from benchmarks import mini_imagenet, tfds_source
 from benchmarks.files import replacing
 
-NAMES = ("digits", "mnist")
+NAMES = ("digits", "mnist", "cifar100", "mini-imagenet")
+_REQUIRED = ("x_train", "y_train", "x_test", "y_test")
 
 
 class Dataset(NamedTuple):
@@ -21,10 +24,12 @@ class Dataset(NamedTuple):
 
     Attributes:
       name: what results call it.
-      x_train: ``[n, height, width]``, uint8 (0 to 255) or float32 (used as it is).
+      x_train: grey ``[n, height, width]`` or colour ``[n, height, width, 3]``, uint8 (0 to 255) or
+        float32 (used as it is). In mixed order: no class is only at the end.
       y_train: int32 ``[n]``, 0 to num_classes - 1.
       x_test: like ``x_train``.
       y_test: like ``y_train``.
+      superclasses: int32 ``[num_classes]``, which superclass each class is in, from 0; or None.
     """
 
     name: str
@@ -32,6 +37,7 @@ class Dataset(NamedTuple):
     y_train: np.ndarray
     x_test: np.ndarray
     y_test: np.ndarray
+    superclasses: np.ndarray | None = None
 
     @property
     def num_classes(self) -> int:
@@ -44,12 +50,11 @@ class Dataset(NamedTuple):
         For choosing hyper-parameters: the test data is not looked at.
         """
         keep = len(self.x_train) * 5 // 6
-        return Dataset(
-            self.name,
-            self.x_train[:keep],
-            self.y_train[:keep],
-            self.x_train[keep:],
-            self.y_train[keep:],
+        return self._replace(
+            x_train=self.x_train[:keep],
+            y_train=self.y_train[:keep],
+            x_test=self.x_train[keep:],
+            y_test=self.y_train[keep:],
         )
 
 
@@ -58,21 +63,24 @@ def load(source: str, *, data_dir: str | None = None) -> Dataset:
 
     Args:
       source: one of `NAMES`, or the path of an ``.npz`` file with the arrays x_train, y_train,
-        x_test and y_test.
-      data_dir: where TFDS keeps prepared datasets; by default ``TFDS_DATA_DIR`` or TFDS's own.
+        x_test and y_test, and superclasses if you like.
+      data_dir: where TFDS keeps prepared datasets, and where miniImageNet lies in a folder
+        mini-imagenet; by default ``TFDS_DATA_DIR`` or TFDS's own.
 
     Returns:
       The `Dataset`.
 
     Raises:
       ValueError: an unknown name or a malformed file.
-      FileNotFoundError: no such file.
+      FileNotFoundError: no such file or folder.
       RuntimeError: the data is not prepared here and cannot be downloaded.
     """
     if source.endswith(".npz"):
         return _load_npz(Path(source))
     if source == "digits":
         return _load_digits()
+    if source == "mini-imagenet":
+        return _load_mini_imagenet(data_dir)
     if source in NAMES:
         return _load_tfds(source, data_dir)
     raise ValueError(
@@ -93,15 +101,68 @@ def _load_digits() -> Dataset:
 
 def _load_tfds(name: str, data_dir: str | None) -> Dataset:
     source = tfds_source.open_source(name, data_dir)
-    cache = cache_dir() / f"{name}-{source.version}.npz"
+
+    def decode() -> dict[str, np.ndarray]:
+        train, test = source.read("train"), source.read("test")
+        # The committed results on MNIST were made in the order in which TFDS writes it.
+        if name != "mnist":
+            train, test = _ordered_by_content(train), _ordered_by_content(test)
+        arrays = {
+            "x_train": _without_single_channel(train["image"]),
+            "y_train": train["label"],
+            "x_test": _without_single_channel(test["image"]),
+            "y_test": test["label"],
+        }
+        if "coarse_label" in train:
+            arrays["superclasses"] = _superclasses(
+                name,
+                np.concatenate([train["label"], test["label"]]),
+                np.concatenate([train["coarse_label"], test["coarse_label"]]),
+            )
+        return arrays
+
+    return _cached(name, f"{name}-{source.version}", decode)
+
+
+def _ordered_by_content(read: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same examples in a mixed order that does not depend on who prepared them, and how."""
+    keys = [
+        (hashlib.sha256(image.tobytes()).digest(), label)
+        for image, label in zip(read["image"], read["label"].tolist(), strict=True)
+    ]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    return {key: array[order] for key, array in read.items()}
+
+
+def _superclasses(name: str, fine: np.ndarray, coarse: np.ndarray) -> np.ndarray:
+    pairs = np.unique(np.stack([fine, coarse], axis=1), axis=0)
+    if not np.array_equal(pairs[:, 0], np.arange(fine.max() + 1)):
+        counts = np.bincount(pairs[:, 0])
+        wrong = int(np.flatnonzero(counts != 1)[0])
+        found = pairs[pairs[:, 0] == wrong, 1].tolist()
+        raise ValueError(
+            f"{name}: the examples of class {wrong} have the coarse labels {found}; expected one "
+            "coarse label for each class. Delete the prepared dataset and run again."
+        )
+    return pairs[:, 1].astype(np.int32)
+
+
+def _load_mini_imagenet(data_dir: str | None) -> Dataset:
+    source = mini_imagenet.open_source(data_dir)
+    name = "mini-imagenet"
+    if source.is_decoded:
+        return Dataset(name, **source.read())
+    return _cached(name, f"{name}-{source.fingerprint()}", source.read)
+
+
+def _cached(name: str, key: str, decode: Callable[[], dict[str, np.ndarray]]) -> Dataset:
+    cache = cache_dir() / f"{key}.npz"
     if cache.exists():
         try:
             return _load_npz(cache)._replace(name=name)
         except ValueError:
             cache.unlink()  # Cut short by an earlier kill; decoded anew below.
-    arrays = {}
-    for split in ("train", "test"):
-        arrays[f"x_{split}"], arrays[f"y_{split}"] = source.read(split)
+    arrays = decode()
     with replacing(cache) as temporary:
         np.savez(temporary, **arrays)  # type: ignore[arg-type]
     return Dataset(name, **arrays)
@@ -121,9 +182,9 @@ def _load_npz(path: Path) -> Dataset:
     arrays = {}
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            missing = {"x_train", "y_train", "x_test", "y_test"} - set(file.files)
+            missing = set(_REQUIRED) - set(file.files)
             if not missing:
-                arrays = {name: file[name] for name in Dataset._fields[1:]}
+                arrays = {name: file[name] for name in Dataset._fields if name in file.files}
             found = ", ".join(file.files) or "nothing"
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, AttributeError) as error:
         raise ValueError(
@@ -150,16 +211,25 @@ def _load_npz(path: Path) -> Dataset:
             f"{path}: x_train has dtype {arrays['x_train'].dtype} and x_test "
             f"{arrays['x_test'].dtype}; expected the same."
         )
-    return Dataset(path.stem, **arrays)
+    dataset = Dataset(path.stem, **arrays)
+    if dataset.superclasses is None:
+        return dataset
+    return dataset._replace(
+        superclasses=_check_superclasses(path, dataset.superclasses, dataset.num_classes)
+    )
+
+
+def _without_single_channel(images: np.ndarray) -> np.ndarray:
+    return images[..., 0] if images.ndim == 4 and images.shape[-1] == 1 else images
 
 
 def _check_images(path: Path, name: str, images: np.ndarray) -> np.ndarray:
-    if images.ndim == 4 and images.shape[-1] == 1:
-        images = images[..., 0]
-    if images.ndim != 3 or not images.size:
+    images = _without_single_channel(images)
+    is_colour = images.ndim == 4 and images.shape[-1] == 3
+    if not (images.ndim == 3 or is_colour) or not images.size:
         raise ValueError(
             f"{path}: {name} has shape {images.shape}; expected grey images [n, height, width] or "
-            "[n, height, width, 1], with n at least 1."
+            "[n, height, width, 1], or colour images [n, height, width, 3], with n at least 1."
         )
     if images.dtype == np.uint8:
         return images
@@ -190,3 +260,20 @@ def _check_labels(path: Path, name: str, labels: np.ndarray, count: int) -> np.n
             f"{path}: {name} has the label {labels.min()}; expected 0 to num_classes - 1."
         )
     return labels.astype(np.int32)
+
+
+def _check_superclasses(path: Path, superclasses: np.ndarray, num_classes: int) -> np.ndarray:
+    if superclasses.shape != (num_classes,):
+        raise ValueError(
+            f"{path}: superclasses has shape {superclasses.shape}; expected ({num_classes},), one "
+            "for each class: the largest label, plus 1."
+        )
+    if not np.issubdtype(superclasses.dtype, np.integer):
+        raise ValueError(f"{path}: superclasses has dtype {superclasses.dtype}; expected integers.")
+    found = np.unique(superclasses)
+    if not np.array_equal(found, np.arange(len(found))):
+        raise ValueError(
+            f"{path}: superclasses has the values {', '.join(map(str, found))}; expected all of 0 "
+            "to num_superclasses - 1."
+        )
+    return superclasses.astype(np.int32)

@@ -5,7 +5,6 @@ from typing import Any
 
 import optax
 
-from benchmarks.data import NAMES as DATASETS
 from benchmarks.models import HEADS
 from benchmarks.tasks import SEQUENCES
 
@@ -96,9 +95,9 @@ _SMALL: dict[str, Any] = _LOS | {
     "epochs": 5,
     "hidden": (100, 100),
 }
-_PROTOCOLS: dict[str, dict[str, Any]] = {"mnist": _LOS, "digits": _SMALL}
+_PROTOCOLS: dict[str, dict[str, Any]] = {"digits": _SMALL, "mnist": _LOS}
 
-BENCHMARKS = tuple(f"{sequence}-{dataset}" for sequence in SEQUENCES for dataset in DATASETS)
+BENCHMARKS = tuple(f"{sequence}-{dataset}" for sequence in SEQUENCES for dataset in _PROTOCOLS)
 
 
 def config(

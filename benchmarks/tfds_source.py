@@ -1,15 +1,17 @@
-"""tensorflow-datasets without TensorFlow: prepared folders are read, MNIST can be prepared.
+"""tensorflow-datasets without TensorFlow: MNIST and CIFAR-100 are prepared and read.
 
-TFDS's own MNIST builder needs TensorFlow to unpack the downloads. The subclass below unpacks them
-with the standard library and writes ``array_record``, which TFDS reads without TensorFlow.
+TFDS's own builders need TensorFlow to unpack the downloads. The subclasses below unpack them with
+the standard library and write ``array_record``, which TFDS reads without TensorFlow.
 """
 
 import gzip
 import logging
 import struct
+import tarfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,29 +26,36 @@ class Source(NamedTuple):
     Attributes:
       name: TFDS's name of the dataset.
       version: its version, for cache keys.
+      labels: the names of its label features.
       data_dir: where it lies, or None for TFDS's own default.
     """
 
     name: str
     version: str
+    labels: tuple[str, ...]
     data_dir: str | None
 
-    def read(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 ``[n, height, width]`` and labels int32 ``[n]`` of "train" or "test"."""
+    def read(self, split: str) -> dict[str, np.ndarray]:
+        """Decodes "train" or "test".
+
+        Returns:
+          "image": uint8 ``[n, height, width, channels]``; each of `labels`: int32 ``[n]``.
+        """
         source = _import_tfds().data_source(
             self.name, split=split, data_dir=self.data_dir, download=False
         )
         examples = source.__getitems__(range(len(source)))
-        images = np.stack([example["image"] for example in examples])
-        labels = np.array([example["label"] for example in examples], np.int32)
-        return images[..., 0], labels
+        arrays = {"image": np.stack([example["image"] for example in examples])}
+        for label in self.labels:
+            arrays[label] = np.array([example[label] for example in examples], np.int32)
+        return arrays
 
 
 def open_source(name: str, data_dir: str | None = None) -> Source:
     """Opens a TFDS dataset, preparing it first where it is missing and there is a network.
 
     Args:
-      name: "mnist".
+      name: "mnist" or "cifar100".
       data_dir: where TFDS keeps prepared datasets; by default ``TFDS_DATA_DIR`` or TFDS's own.
 
     Returns:
@@ -62,7 +71,9 @@ def open_source(name: str, data_dir: str | None = None) -> Source:
     if not builder.is_prepared():
         _prepare(tfds, name, data_dir, Path(builder.data_path))
         builder = tfds.builder(name, data_dir=data_dir)
-    return Source(name, str(builder.version), data_dir)
+    features = builder.info.features
+    labels = [key for key in features if isinstance(features[key], tfds.features.ClassLabel)]
+    return Source(name, str(builder.version), tuple(labels), data_dir)
 
 
 def _import_tfds() -> Any:
@@ -83,55 +94,150 @@ def _import_tfds() -> Any:
 
 
 def _prepare(tfds: Any, name: str, data_dir: str | None, target: Path) -> None:
-    builder = mnist_builder(tfds)(data_dir=data_dir, file_format="array_record")
+    builder = builder_class(tfds, name)(data_dir=data_dir, file_format="array_record")
     # TFDS would retry for minutes before it gives up; one look tells within seconds.
+    url = next(iter(_RECIPES[name].urls.values()))
     try:
-        request = urllib.request.Request(builder.URL + _FILES["test_labels"], method="HEAD")
+        request = urllib.request.Request(url, method="HEAD")
         urllib.request.urlopen(request, timeout=_CONNECT_SECONDS).close()
     except (urllib.error.URLError, OSError) as error:
         raise RuntimeError(
-            f"{name} is not prepared in {target}, and {builder.URL} cannot be reached ({error}). "
+            f"{name} is not prepared in {target}, and {url} cannot be reached ({error}). "
             "Either set TFDS_DATA_DIR (or --data-dir) to a folder where it is prepared as "
             "array_record, run once on a machine with a network and copy its TFDS folder here, or "
             "use the embedded digits (permuted-digits, rotated-digits) or your own --data "
             "FILE.npz."
         ) from error
-    builder.download_and_prepare()
+    # A URL whose checksum TFDS does not know is an error, not taken on trust.
+    config = tfds.download.DownloadConfig(force_checksums_validation=True)
+    builder.download_and_prepare(download_config=config)
 
 
-_FILES = {
-    "train_images": "train-images-idx3-ubyte.gz",
-    "train_labels": "train-labels-idx1-ubyte.gz",
-    "test_images": "t10k-images-idx3-ubyte.gz",
-    "test_labels": "t10k-labels-idx1-ubyte.gz",
+_Example = tuple[int, dict[str, Any]]
+
+
+class _Recipe(NamedTuple):
+    """How a dataset is prepared without TensorFlow.
+
+    Attributes:
+      urls: what to download, by a name for each file; the URLs that TFDS has checksums of.
+      splits: from TFDS's builder and the downloaded files to the examples of each split.
+    """
+
+    urls: dict[str, str]
+    splits: Callable[[Any, dict[str, Path]], dict[str, Iterator[_Example]]]
+
+
+def builder_class(tfds: Any, dataset: str) -> Any:
+    """TFDS's own builder of "mnist" or "cifar100", but for what needs TensorFlow."""
+    parent: Any = tfds.builder_cls(dataset)
+    recipe = _RECIPES[dataset]
+
+    class Builder(parent, skip_registration=True):  # type: ignore[call-arg]
+        name = dataset
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            paths = dl_manager.download(recipe.urls)
+            return recipe.splits(self, {key: Path(path) for key, path in paths.items()})
+
+    return Builder
+
+
+def _mnist_splits(builder: Any, paths: dict[str, Path]) -> dict[str, Iterator[_Example]]:
+    del builder
+    return {
+        split: _mnist_examples(paths[f"{split}_images"], paths[f"{split}_labels"])
+        for split in ("train", "test")
+    }
+
+
+def _mnist_examples(images_path: Path, labels_path: Path) -> Iterator[_Example]:
+    from PIL import Image
+
+    images, labels = read_idx(images_path), read_idx(labels_path)
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        yield index, {"image": Image.fromarray(image), "label": int(label)}
+
+
+def _cifar100_splits(builder: Any, paths: dict[str, Path]) -> dict[str, Iterator[_Example]]:
+    path = paths["archive"]
+    coarse_names, fine_names, train, test = read_tar(
+        path,
+        [
+            f"cifar-100-binary/{file}"
+            for file in ("coarse_label_names.txt", "fine_label_names.txt", "train.bin", "test.bin")
+        ],
+    )
+    builder.info.features["coarse_label"].names = coarse_names.decode().split()
+    builder.info.features["label"].names = fine_names.decode().split()
+    return {
+        "train": _cifar100_examples(path, "train", train),
+        "test": _cifar100_examples(path, "test", test),
+    }
+
+
+def _cifar100_examples(path: Path, split: str, content: bytes) -> Iterator[_Example]:
+    from PIL import Image
+
+    # A record: the coarse label, the fine label, then a red, a green and a blue image.
+    record = 2 + 3 * 32 * 32
+    if not content or len(content) % record:
+        raise ValueError(
+            f"{path}: {split}.bin has {len(content)} bytes; expected a multiple of {record}. "
+            "Delete it and run again."
+        )
+    records = np.frombuffer(content, np.uint8).reshape(-1, record)
+    images = records[:, 2:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    for index, ((coarse, fine), image) in enumerate(zip(records[:, :2], images, strict=True)):
+        yield (
+            index,
+            {
+                "id": f"{split}_{index:05d}",
+                "image": Image.fromarray(np.ascontiguousarray(image)),
+                "label": int(fine),
+                "coarse_label": int(coarse),
+            },
+        )
+
+
+_MNIST = "https://storage.googleapis.com/cvdf-datasets/mnist/"
+_RECIPES = {
+    "mnist": _Recipe(
+        {
+            "train_images": f"{_MNIST}train-images-idx3-ubyte.gz",
+            "train_labels": f"{_MNIST}train-labels-idx1-ubyte.gz",
+            "test_images": f"{_MNIST}t10k-images-idx3-ubyte.gz",
+            "test_labels": f"{_MNIST}t10k-labels-idx1-ubyte.gz",
+        },
+        _mnist_splits,
+    ),
+    "cifar100": _Recipe(
+        {"archive": "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"},
+        _cifar100_splits,
+    ),
 }
 
 
-def mnist_builder(tfds: Any) -> Any:
-    """TFDS's own MNIST builder, with the two methods replaced that need TensorFlow."""
-    parent: Any = tfds.builder_cls("mnist")
+def read_tar(path: Path, members: Sequence[str]) -> list[bytes]:
+    """Reads files of a ``.tar.gz`` into memory; nothing is written, whatever their names are.
 
-    class Mnist(parent, skip_registration=True):  # type: ignore[call-arg]
-        name = "mnist"
-
-        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-            # Checksums are enforced by TFDS's own list, which goes by URL.
-            paths = dl_manager.download({key: self.URL + file for key, file in _FILES.items()})
-            return {
-                split: self._generate_examples(paths[f"{split}_images"], paths[f"{split}_labels"])
-                for split in ("train", "test")
-            }
-
-        def _generate_examples(
-            self, images_path: Any, labels_path: Any
-        ) -> Iterator[tuple[int, dict[str, Any]]]:
-            from PIL import Image
-
-            images, labels = read_idx(Path(images_path)), read_idx(Path(labels_path))
-            for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-                yield index, {"image": Image.fromarray(image), "label": int(label)}
-
-    return Mnist
+    Raises:
+      ValueError: the file is not such an archive, or a member is missing or no plain file.
+    """
+    contents = []
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            for member in members:
+                opened = archive.extractfile(member)
+                if opened is None:
+                    raise KeyError(f"{member} is not a file")
+                contents.append(opened.read())
+    except (tarfile.TarError, KeyError, EOFError, OSError, zlib.error) as error:
+        raise ValueError(
+            f"{path}: not a readable .tar.gz with {', '.join(members)} ({error}). Delete it and "
+            "run again."
+        ) from error
+    return contents
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -142,7 +248,7 @@ def read_idx(path: Path) -> np.ndarray:
     """
     try:
         content = gzip.decompress(path.read_bytes())
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: not a gzip file ({error}); delete it and run again.") from error
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise ValueError(

@@ -1,6 +1,8 @@
 import gzip
+import io
 import os
 import struct
+import tarfile
 import time
 import urllib.error
 import urllib.request
@@ -20,7 +22,7 @@ def arrays(n_train=12, n_test=6, dtype=np.uint8):
 
     return {
         "x_train": images(n_train),
-        "y_train": rng.integers(0, 3, n_train),
+        "y_train": rng.permutation(np.arange(n_train) % 3),
         "x_test": images(n_test),
         "y_test": rng.integers(0, 3, n_test),
     }
@@ -58,8 +60,22 @@ def test_npz(tmp_path, dtype):
     np.testing.assert_array_equal(loaded.y_test, given["y_test"])
 
 
+def test_npz_in_colour_with_superclasses(tmp_path):
+    given = arrays() | {"superclasses": np.array([1, 0, 1])}
+    given["y_train"][0] = 2
+    for name in ("x_train", "x_test"):
+        given[name] = np.stack([given[name]] * 3, axis=-1)
+    np.savez(tmp_path / "mine.npz", **given)
+    loaded = data.load(str(tmp_path / "mine.npz"))
+    np.testing.assert_array_equal(loaded.x_train, given["x_train"])
+    np.testing.assert_array_equal(loaded.superclasses, [1, 0, 1])
+    assert loaded.superclasses.dtype == np.int32
+    np.testing.assert_array_equal(loaded.validation().superclasses, [1, 0, 1])
+
+
 def test_validation_holds_out_training_data():
     dataset = data.Dataset("d", **arrays())
+    assert dataset.superclasses is None
     held_out = dataset.validation()
     np.testing.assert_array_equal(held_out.x_train, dataset.x_train[:10])
     np.testing.assert_array_equal(held_out.x_test, dataset.x_train[10:])
@@ -71,7 +87,8 @@ def test_validation_holds_out_training_data():
     [
         ({"x_test": None}, r"has no x_test \(it has .*\); expected the arrays"),
         ({"x_train": np.zeros((12, 5), np.uint8)}, r"x_train has shape \(12, 5\); expected grey"),
-        ({"x_train": np.zeros((12, 5, 4, 3), np.uint8)}, r"\(12, 5, 4, 3\); expected grey"),
+        ({"x_train": np.zeros((12, 5, 4, 2), np.uint8)}, r"\(12, 5, 4, 2\); expected grey"),
+        ({"x_train": np.zeros((12, 5, 4, 3), np.uint8)}, r"\(5, 4, 3\) and x_test of \(5, 4\)"),
         ({"x_train": np.zeros((0, 5, 4), np.uint8)}, "n at least 1"),
         ({"x_train": np.zeros((12, 5, 4), np.int32)}, "dtype int32; expected uint8"),
         ({"x_train": np.full((12, 5, 4), np.nan)}, "not finite"),
@@ -81,6 +98,9 @@ def test_validation_holds_out_training_data():
         ({"y_train": np.zeros(11, int)}, r"y_train has shape \(11,\); expected \(12,\)"),
         ({"y_train": np.zeros(12)}, "y_train has dtype float64; expected integers"),
         ({"y_train": np.full(12, -1)}, "has the label -1"),
+        ({"superclasses": np.zeros(9, int)}, r"superclasses has shape \(9,\); expected \(3,\)"),
+        ({"superclasses": np.zeros(3)}, "superclasses has dtype float64; expected integers"),
+        ({"superclasses": np.array([0, 2, 0])}, "superclasses has the values 0, 2; expected all"),
     ],
 )
 def test_malformed_npz(tmp_path, change, match):
@@ -109,20 +129,30 @@ def test_unknown_name():
         data.load("imagenet")
 
 
+def write_cifar100(path, splits, fine_names=100):
+    """An archive like CIFAR-100's of (images, fine labels, coarse labels)."""
+    contents = {
+        "fine_label_names.txt": b"".join(b"fine%d\n" % i for i in range(fine_names)),
+        "coarse_label_names.txt": b"".join(b"coarse%d\n" % i for i in range(20)),
+    }
+    for split, (images, fine, coarse) in splits.items():
+        planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+        records = np.concatenate([coarse[:, None], fine[:, None], planes], axis=1)
+        contents[f"{split}.bin"] = records.astype(np.uint8).tobytes()
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(f"cifar-100-binary/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
 class TestTfds:
     @pytest.fixture
-    def downloads(self, tmp_path, monkeypatch):
-        """The four files of MNIST, small, in place of the network."""
+    def folder(self, tmp_path, monkeypatch):
+        """What is put here is downloaded, in place of the network."""
         tfds = pytest.importorskip("tensorflow_datasets")
-        content = {}
-        for split, count in (("train", 7), ("test", 3)):
-            content[f"{split}_images"] = rng.integers(0, 256, (count, 28, 28)).astype(np.uint8)
-            content[f"{split}_labels"] = rng.integers(0, 10, count).astype(np.uint8)
         folder = tmp_path / "downloads"
         folder.mkdir()
-        for name, array in content.items():
-            header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
-            (folder / name).write_bytes(gzip.compress(header + array.tobytes()))
 
         class Reached:
             def close(self):
@@ -134,7 +164,28 @@ class TestTfds:
             "download",
             lambda self, urls: {name: folder / name for name in urls},
         )
+        return folder
+
+    @pytest.fixture
+    def downloads(self, folder):
+        """The four files of MNIST, small."""
+        content = {}
+        for split, count in (("train", 7), ("test", 3)):
+            content[f"{split}_images"] = rng.integers(0, 256, (count, 28, 28)).astype(np.uint8)
+            content[f"{split}_labels"] = rng.integers(0, 10, count).astype(np.uint8)
+        for name, array in content.items():
+            header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+            (folder / name).write_bytes(gzip.compress(header + array.tobytes()))
         return content
+
+    @pytest.fixture
+    def cifar100(self):
+        """A few examples of each split: images, fine labels, coarse labels."""
+        splits = {}
+        for split, count in (("train", 110), ("test", 20)):
+            fine = rng.permutation(np.arange(count) % 100)
+            splits[split] = (rng.integers(0, 256, (count, 32, 32, 3)), fine, (fine * 7) % 20)
+        return splits
 
     def test_prepares_without_tensorflow_reads_and_caches(self, tmp_path, downloads, monkeypatch):
         directory = str(tmp_path / "tfds")
@@ -159,6 +210,63 @@ class TestTfds:
         cache.write_bytes(cache.read_bytes()[:100])
         third = data.load("mnist", data_dir=directory)
         np.testing.assert_array_equal(third.x_train, mnist.x_train)
+
+    def test_cifar100_without_tensorflow(self, tmp_path, folder, cifar100):
+        write_cifar100(folder / "archive", cifar100)
+        first = data.load("cifar100", data_dir=str(tmp_path / "one"))
+        for split, (images, fine, _) in cifar100.items():
+            loaded = getattr(first, f"x_{split}"), getattr(first, f"y_{split}")
+            assert loaded[0].dtype == np.uint8
+            assert pairs(*loaded) == pairs(images.astype(np.uint8), fine)
+        assert first.superclasses.tolist() == [(7 * i) % 20 for i in range(100)]
+        assert first.superclasses.dtype == np.int32
+        again = data.load("cifar100", data_dir=str(tmp_path / "one"))
+        for one, other in zip(first[1:], again[1:], strict=True):
+            np.testing.assert_array_equal(one, other)
+
+        # Prepared from other files in another order, it is the same set in the same order.
+        (data.cache_dir() / "cifar100-3.0.2.npz").unlink()
+        write_cifar100(
+            folder / "archive",
+            {split: [array[::-1] for array in arrays] for split, arrays in cifar100.items()},
+        )
+        other = data.load("cifar100", data_dir=str(tmp_path / "two"))
+        np.testing.assert_array_equal(first.x_train, other.x_train)
+        np.testing.assert_array_equal(first.y_train, other.y_train)
+
+    def test_a_class_in_two_superclasses(self, tmp_path, folder, cifar100):
+        cifar100["test"][2][cifar100["test"][1] == 3] = 5
+        write_cifar100(folder / "archive", cifar100)
+        with pytest.raises(ValueError, match=r"class 3 have the coarse labels \[1, 5\]; expected"):
+            data.load("cifar100", data_dir=str(tmp_path))
+
+    def test_checksums_are_known_and_enforced(self, monkeypatch, tmp_path):
+        tfds = pytest.importorskip("tensorflow_datasets")
+        known = tfds.download.checksums.get_all_url_infos()
+        for recipe in tfds_source._RECIPES.values():
+            assert set(recipe.urls.values()) <= set(known)
+        # A URL that TFDS has no checksum of is refused before anything is downloaded.
+        unknown = tfds_source._RECIPES["cifar100"]._replace(urls={"archive": "http://127.0.0.1/x"})
+        monkeypatch.setitem(tfds_source._RECIPES, "cifar100", unknown)
+        monkeypatch.setattr(urllib.request, "urlopen", lambda *args, **kwargs: io.BytesIO())
+        with pytest.raises(Exception, match="Missing checksums url"):
+            data.load("cifar100", data_dir=str(tmp_path))
+
+    def test_archives_that_are_not(self, tmp_path):
+        path = tmp_path / "archive"
+        path.write_bytes(b"<html>")
+        with pytest.raises(ValueError, match=r"archive: not a readable \.tar\.gz with a, b"):
+            tfds_source.read_tar(path, ["a", "b"])
+        write_cifar100(path, {})
+        with pytest.raises(ValueError, match=r"train\.bin.*not found"):
+            tfds_source.read_tar(path, ["cifar-100-binary/train.bin"])
+        path.write_bytes(path.read_bytes()[:-30])
+        with pytest.raises(ValueError, match="Delete it and run again"):
+            tfds_source.read_tar(path, ["cifar-100-binary/train.bin"])
+        with pytest.raises(
+            ValueError, match=r"train\.bin has 5 bytes; expected a multiple of 3074"
+        ):
+            next(tfds_source._cifar100_examples(path, "train", b"12345"))
 
     def test_without_a_network_the_error_comes_fast_and_says_what_to_do(
         self, tmp_path, monkeypatch
@@ -198,3 +306,23 @@ class TestTfds:
             980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009,
         ]  # fmt: skip
         np.testing.assert_allclose(mnist.x_train.mean() / 255, 0.1307, atol=1e-4)
+
+    @pytest.mark.skipif(
+        not os.path.isdir(os.path.join(os.environ.get("TFDS_DATA_DIR", ""), "cifar100")),
+        reason="needs the real CIFAR-100: set TFDS_DATA_DIR to a folder where TFDS prepared it",
+    )
+    def test_real_cifar100(self):
+        cifar100 = data.load("cifar100")
+        assert cifar100.x_train.shape == (50_000, 32, 32, 3)
+        assert cifar100.x_test.shape == (10_000, 32, 32, 3)
+        assert np.bincount(cifar100.y_train).tolist() == [500] * 100
+        assert np.bincount(cifar100.y_test).tolist() == [100] * 100
+        np.testing.assert_allclose(
+            cifar100.x_train.mean((0, 1, 2)) / 255, [0.5071, 0.4865, 0.4409], atol=1e-4
+        )
+        # Apples, mushrooms, oranges, pears and sweet peppers: fruit and vegetables.
+        assert np.flatnonzero(cifar100.superclasses == 4).tolist() == [0, 51, 53, 57, 83]
+        assert np.bincount(cifar100.superclasses).tolist() == [5] * 20
+        # In mixed order: every class is held out, if not equally often.
+        held_out = np.bincount(cifar100.validation().y_test, minlength=100)
+        assert 50 < held_out.min() < held_out.max() < 120
