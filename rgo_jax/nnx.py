@@ -78,8 +78,8 @@ class Linear(nnx.Linear):
       Appendix B.2. https://arxiv.org/abs/2201.12522
     """
 
-    @functools.wraps(nnx.Linear.__init__)
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]
+    @functools.wraps(nnx.Linear.__init__)  # type: ignore[misc]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         _borrow_nothing(self)
 
@@ -112,8 +112,8 @@ class Conv(nnx.Conv):
       Appendix B.2. https://arxiv.org/abs/2201.12522
     """
 
-    @functools.wraps(nnx.Conv.__init__)
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]
+    @functools.wraps(nnx.Conv.__init__)  # type: ignore[misc]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         _borrow_nothing(self)
 

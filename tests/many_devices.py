@@ -24,13 +24,14 @@ class Net(nn.Module):
         return rgo_jax.linen.Dense(10)(rgo_jax.linen.FeatureEncoding(layer=1)(nn.relu(x), task))
 
 
-def learn_tasks(mesh):
+def main():
     net, tx = Net(), rgo_jax.rgo(0.1, projected=True)
     x, y = load_digits(return_X_y=True)
     tasks = [x / 16, 1 - x[:, ::-1] / 16]
     params = net.init(jax.random.key(0), jnp.zeros((1, 64)), 0)["params"]
 
     # The whole of the layout: parameters everywhere, P by rows, examples over all devices.
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     everywhere = NamedSharding(mesh, PartitionSpec())
     by_example = NamedSharding(mesh, PartitionSpec(None, "data"))
     by_rows = rgo_jax.projection_sharding(jax.eval_shape(tx.init, params), mesh, "data")
@@ -87,5 +88,4 @@ if __name__ == "__main__":
     processes, number, port = map(int, sys.argv[1:])
     if processes > 1:
         jax.distributed.initialize(f"localhost:{port}", processes, number)
-    devices = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
-    print(json.dumps(learn_tasks(devices)))
+    print(json.dumps(main()))

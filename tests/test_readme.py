@@ -12,6 +12,8 @@ from benchmarks import results
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
+CODE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
 
 def printed(code, capsys):
     exec(compile(code, "README.md", "exec"), {})
@@ -19,7 +21,7 @@ def printed(code, capsys):
 
 
 def test_example(capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code = CODE[0]
     first, second, sgd = map(ast.literal_eval, re.findall(r"`(\['.*?\])`", README))
     rgo_line, sgd_line = "rgo_jax.rgo(0.1)", "rgo_jax.rgo(0.1, projected=True)"
     assert rgo_line in code
@@ -32,6 +34,15 @@ def test_example(capsys):
         for line, claim in zip(lines, claims, strict=True):
             # Versions and devices round differently, and training amplifies it.
             np.testing.assert_allclose(np.float64(line), np.float64(claim), atol=0.03)
+
+
+def test_guide_to_many_devices_is_the_program_that_is_tested():
+    def statements(code):
+        lines = (line.split("#")[0].strip() for line in code.splitlines())
+        return {line for line in lines if line}
+
+    program = (ROOT / "tests" / "many_devices.py").read_text()
+    assert statements(CODE[1]) <= statements(program)
 
 
 ROWS = {
