@@ -203,13 +203,22 @@ def _feed_forward(
 
 
 _CIFAR = (32, 32, 3)
+_IMAGENET = (84, 84, 3)
 _LENET = (ConvLayer(5, 20, True), ConvLayer(5, 50, True))
-_ALEXNET = (ConvLayer(4, 64, True), ConvLayer(3, 128, True), ConvLayer(2, 256, True))
+_ALEXNET_6 = (ConvLayer(4, 64, True), ConvLayer(3, 128, True), ConvLayer(2, 256, True))
+_ALEXNET_7 = (
+    ConvLayer(5, 64, True),
+    ConvLayer(4, 128, True),
+    ConvLayer(3, 128, True),
+    ConvLayer(3, 128, True),
+)
 
 ARCHITECTURES = {
     "mlp": _feed_forward((784,), (), 256, 256),
     "lenet-5": _feed_forward(_CIFAR, _LENET, 800, 500),
-    "alexnet-6": _feed_forward(_CIFAR, _ALEXNET, 2048, 2048),
+    "alexnet-6": _feed_forward(_CIFAR, _ALEXNET_6, 2048, 2048),
+    "alexnet-7": _feed_forward(_IMAGENET, _ALEXNET_7, 2048, 2048),
     "vgg-11": _feed_forward(_CIFAR, _vgg((1, 64), (1, 128), (2, 256), (2, 512), (2, 512))),
+    "vgg-13": _feed_forward(_CIFAR, _vgg((2, 64), (2, 128), (2, 256), (2, 512), (2, 512))),
     "resnet-18": Architecture(partial(ResNet18, width=64), _CIFAR),
 }
