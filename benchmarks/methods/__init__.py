@@ -4,16 +4,19 @@ To add one, write a function from `Problem` to `Method` and give it a line in `M
 training loop, the mapping over seeds, the evaluation and the tables take it from there.
 """
 
+from benchmarks.methods import ewc, replay, rgo, sgd
 from benchmarks.methods.base import Method as Method
 from benchmarks.methods.base import MethodSpec as MethodSpec
 from benchmarks.methods.base import Problem as Problem
 from benchmarks.methods.base import memory_bytes as memory_bytes
-from benchmarks.methods.rgo import rgo
-from benchmarks.methods.sgd import sgd, stl
 
 METHODS = {
-    "rgo": MethodSpec(rgo, "RGO", fel=True),
-    "rgo-2": MethodSpec(rgo, "RGO-2", fel=False),
-    "sgd": MethodSpec(sgd, "SGD", fel=False),
-    "stl": MethodSpec(stl, "STL", fel=False, single_task=True),
+    "rgo": MethodSpec(rgo.rgo, "RGO", fel=True),
+    "rgo-2": MethodSpec(rgo.rgo, "RGO-2", fel=False),
+    "sgd": MethodSpec(sgd.sgd, "SGD", fel=False),
+    "stl": MethodSpec(sgd.stl, "STL", fel=False, single_task=True),
+    "ewc": MethodSpec(ewc.ewc, "EWC", fel=False),
+    "ewc-textbook": MethodSpec(ewc.ewc_textbook, "EWC, by the letter", fel=False),
+    "a-gem": MethodSpec(replay.a_gem, "A-GEM", fel=False),
+    "er-ring": MethodSpec(replay.er_ring, "ER-Ring", fel=False),
 }
