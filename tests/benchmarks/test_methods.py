@@ -476,3 +476,13 @@ def test_any_method_runs_with_and_without_fel(digits):
     np.testing.assert_array_equal(without.r, rgo_2.r)
     with_fel = train.run(two_tasks(fel=True, **quick), METHODS["rgo-2"], digits, num_seeds=1)
     assert not np.array_equal(with_fel.r, rgo_2.r)
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_vmap_over_seeds_gives_what_map_gives(digits, monkeypatch, method):
+    config = two_tasks(examples_per_task=200, epochs=1, hidden=(16,))
+    mapped = train.run(config, METHODS[method], digits, num_seeds=2)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    batched = train.run(config, METHODS[method], digits, num_seeds=2)
+    np.testing.assert_allclose(batched.losses, mapped.losses, rtol=1e-3)
+    np.testing.assert_allclose(batched.r, mapped.r, atol=0.02)
