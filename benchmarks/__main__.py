@@ -109,6 +109,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     changes.add_argument("--alpha", type=float, help="RGO's alpha; smaller protects more")
     changes.add_argument(
+        "--fel",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="feature encoding layers, with any method (default: as the method has it)",
+    )
+    changes.add_argument(
         "--validation",
         action="store_true",
         default=None,

@@ -29,6 +29,7 @@ class Config:
       batch_size: in training and in the curvature pass.
       hidden: widths of the hidden layers.
       alpha: RGO's alpha.
+      fel: whether the network has feature encoding layers; None: as the method has it.
       validation: measure accuracy on held-out training data instead of the test data.
     """
 
@@ -44,6 +45,7 @@ class Config:
     batch_size: int
     hidden: tuple[int, ...]
     alpha: float = 1.0
+    fel: bool | None = None
     validation: bool = False
 
     @property
@@ -67,7 +69,7 @@ class Config:
 
 # What makes a protocol; a result with one of these changed is not comparable.
 PROTOCOL_FIELDS = frozenset(
-    {"num_tasks", "examples_per_task", "epochs", "batch_size", "hidden", "validation"}
+    {"num_tasks", "examples_per_task", "epochs", "batch_size", "hidden", "fel", "validation"}
 )
 
 # What to do inside a protocol. A key present here overrides the protocol's.

@@ -159,7 +159,7 @@ def _functions(
             num_classes=dataset.num_classes,
             num_tasks=config.num_tasks,
             head="shared" if spec.single_task else config.head,
-            fel=spec.fel,
+            fel=spec.fel if config.fel is None else config.fel,
             # An integer of its own: FEL derives its keys as the benchmark does, and must not
             # draw the permutations that make the tasks.
             seed=jax.random.randint(keys.fel, (), 0, 2**31 - 1),
@@ -173,6 +173,13 @@ def _functions(
                 variables["projections"] = projections
             return jnp.asarray(network.apply(variables, x, task_id))
 
+        def freeze(params: Any, task_id: jax.Array) -> Any:
+            if network.head != "frozen":
+                return params
+            stopped = jax.lax.stop_gradient(params["head"])
+            head = jax.tree.map(partial(jnp.where, task_id == 0), params["head"], stopped)
+            return params | {"head": head}
+
         blank = jnp.zeros((1, height * width))
         problem = Problem(
             init=lambda key: network.init(key, blank, jnp.int32(0))["params"],
@@ -180,8 +187,13 @@ def _functions(
             protected=lambda params: {
                 name: name != "head" or network.head == "shared" for name in params
             },
+            freeze=freeze,
             learning_rate=config.learning_rate_schedule(),
             alpha=config.alpha,
+            dataset=dataset.name,
+            input_shape=(height * width,),
+            num_classes=dataset.num_classes,
+            num_tasks=config.num_tasks,
         )
         return keys, spec.build(problem)
 

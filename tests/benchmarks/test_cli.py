@@ -37,6 +37,15 @@ def test_writes_json_and_figure(folder, capsys):
     assert content["seconds"]["total"] > 0
 
 
+def test_fel_is_told_by_the_results(tmp_path):
+    argv = ["permuted-digits", "--methods", "sgd", "--fel", *QUICK, "--out", str(tmp_path)]
+    assert cli.main(argv) == 0
+    (result,) = results.load_all(tmp_path)
+    assert result.changes["fel"] is True
+    assert result.config["fel"] is True
+    assert "_fel=True_" in result.file_name
+
+
 def test_results_round_trip(folder, tmp_path):
     (first, second) = results.load_all(folder)
     copy = results.load(results.save(first, tmp_path))

@@ -1,8 +1,4 @@
-"""Continual-learning methods as bundles of pure functions.
-
-To add one, write a function from `Problem` to `Method` and give it a line in `METHODS`; the
-training loop, the mapping over seeds, the evaluation and the tables take it from there.
-"""
+"""What a method is given, what it is, and what all methods of gradients share."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-import rgo_jax
-import rgo_jax.linen
 from benchmarks.tasks import Task
+
+Batch = tuple[jax.Array, jax.Array]
 
 
 class Problem(NamedTuple):
@@ -25,19 +21,31 @@ class Problem(NamedTuple):
         of `rgo_jax.linen.projections` the gradients of protected parameters are projected.
       protected: from parameters to a mask (a prefix tree of bools): those trained in more than
         one task.
+      freeze: ``(params, task_id) -> params`` with the same values, through which no gradient flows
+        to parameters that this task does not train any more. For methods whose loss in one task
+        has examples of another; `logits` sees to it where all are of one.
       learning_rate: schedule over the steps of the whole sequence.
       alpha: RGO's alpha.
+      dataset: the name of the dataset, for hyper-parameters that a paper chose for each.
+      input_shape: of one example.
+      num_classes: outputs of each head; labels are below it.
+      num_tasks: the length of the sequence.
     """
 
     init: Callable[[jax.Array], Any]
     logits: Callable[..., jax.Array]
     protected: Callable[[Any], Any]
+    freeze: Callable[[Any, jax.Array], Any]
     learning_rate: optax.Schedule
     alpha: float
+    dataset: str
+    input_shape: tuple[int, ...]
+    num_classes: int
+    num_tasks: int
 
 
 class Method(NamedTuple):
-    """A method: four pure functions around a state of its own, any pytree of fixed shapes.
+    """A method: pure functions around a state of its own, any pytree of fixed shapes.
 
     They run inside one compiled program, under `jax.vmap` or `jax.lax.map` over seeds, with the
     task's id traced; so whatever a method remembers (a buffer, a Fisher matrix, bases, masks) is
@@ -50,22 +58,25 @@ class Method(NamedTuple):
       end_task: ``(state, task) -> state``, after the last step; ``task.batches`` and
         ``task.load`` give one more pass over the task's data.
       logits: ``(state, x, task_id) -> [b, num_classes]``, for evaluation on any task so far.
+      memory: ``(state) -> pytree``: what the state keeps from one task for the next beside the
+        network and its optimizer; `memory_bytes` counts it.
     """
 
     init: Callable[[jax.Array], Any]
     start_task: Callable[[Any, Task, jax.Array], Any]
-    step: Callable[[Any, tuple[jax.Array, jax.Array], Task], tuple[Any, jax.Array]]
+    step: Callable[[Any, Batch, Task], tuple[Any, jax.Array]]
     end_task: Callable[[Any, Task], Any]
     logits: Callable[[Any, jax.Array, jax.Array], jax.Array]
+    memory: Callable[[Any], Any]
 
 
 class MethodSpec(NamedTuple):
-    """An entry of `METHODS`.
+    """An entry of `benchmarks.methods.METHODS`.
 
     Attributes:
       build: from a problem to the method.
       label: what tables and plots call it.
-      fel: whether the network has feature encoding layers.
+      fel: whether the network has feature encoding layers, unless the experiment says otherwise.
       single_task: whether each task gets a model of its own, kept as it is afterwards. Its
         accuracy is then measured once, and no head policy applies.
     """
@@ -77,13 +88,26 @@ class MethodSpec(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """The state of the gradient methods below."""
+    """The state of a method that remembers nothing beside its optimizer's state."""
 
     params: Any
     opt_state: Any
 
 
-def _gradient_method(
+def loss_and_grads(
+    problem: Problem, params: Any, batch: Batch, task_id: jax.Array, projections: Any = None
+) -> tuple[jax.Array, Any]:
+    """Mean cross-entropy of a batch and its gradient; ``projections`` as for `Problem.logits`."""
+    x, y = batch
+
+    def loss_fn(params: Any) -> jax.Array:
+        logits = problem.logits(params, x, task_id, projections)
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y))
+
+    return jax.value_and_grad(loss_fn)(params)
+
+
+def gradient_method(
     problem: Problem,
     optimizer: optax.GradientTransformation,
     projections: Callable[[optax.OptState], Any] | None = None,
@@ -98,77 +122,31 @@ def _gradient_method(
         params = problem.init(key)
         return TrainState(params, optimizer.init(params))
 
-    def start_task(state: TrainState, task: Task, key: jax.Array) -> TrainState:
-        del task, key
-        return state
-
-    def step(
-        state: TrainState, batch: tuple[jax.Array, jax.Array], task: Task
-    ) -> tuple[TrainState, jax.Array]:
-        x, y = batch
+    def step(state: TrainState, batch: Batch, task: Task) -> tuple[TrainState, jax.Array]:
         handed = None if projections is None else projections(state.opt_state)
-
-        def loss_fn(params: Any) -> jax.Array:
-            logits = problem.logits(params, x, task.id, handed)
-            return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y))
-
-        loss, grads = jax.value_and_grad(loss_fn)(state.params)
+        loss, grads = loss_and_grads(problem, state.params, batch, task.id, handed)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         return TrainState(optax.apply_updates(state.params, updates), opt_state), loss
-
-    def end_task(state: TrainState, task: Task) -> TrainState:
-        del task
-        return state
 
     def logits(state: TrainState, x: jax.Array, task_id: jax.Array) -> jax.Array:
         return problem.logits(state.params, x, task_id)
 
-    return Method(init, start_task, step, end_task, logits)
+    return Method(init, nothing_to_start, step, nothing_to_end, logits, memory=lambda state: ())
 
 
-def sgd(problem: Problem) -> Method:
-    """Plain SGD through all tasks: the lower bound."""
-    return _gradient_method(problem, optax.sgd(problem.learning_rate))
+def nothing_to_start(state: Any, task: Task, key: jax.Array) -> Any:
+    """The ``start_task`` of a method that has nothing to do there."""
+    del task, key
+    return state
 
 
-def stl(problem: Problem) -> Method:
-    """Single-task learning: every task by itself, from fresh parameters."""
-    method = sgd(problem)
-
-    def start_task(state: TrainState, task: Task, key: jax.Array) -> TrainState:
-        del task
-        # The optimizer's state stays: all it holds is the count that drives the schedule.
-        return state._replace(params=problem.init(key))
-
-    return method._replace(start_task=start_task)
+def nothing_to_end(state: Any, task: Task) -> Any:
+    """The ``end_task`` of a method that has nothing to do there."""
+    del task
+    return state
 
 
-def rgo(problem: Problem) -> Method:
-    """Recursive Gradient Optimization, Algorithm 1."""
-    optimizer = optax.chain(
-        optax.masked(rgo_jax.scale_by_rgo(projected=True), problem.protected),
-        optax.sgd(problem.learning_rate),
-    )
-
-    def end_task(state: TrainState, task: Task) -> TrainState:
-        def curvature_grads(indices: jax.Array) -> Any:
-            x, y = task.load(indices)
-            return jax.grad(
-                lambda params: rgo_jax.curvature_output(problem.logits(params, x, task.id), y)
-            )(state.params)
-
-        opt_state = rgo_jax.consolidate(
-            state.opt_state, curvature_grads, task.batches, alpha=problem.alpha
-        )
-        return state._replace(opt_state=opt_state)
-
-    method = _gradient_method(problem, optimizer, rgo_jax.linen.projections)
-    return method._replace(end_task=end_task)
-
-
-METHODS = {
-    "rgo": MethodSpec(rgo, "RGO", fel=True),
-    "rgo-2": MethodSpec(rgo, "RGO-2", fel=False),
-    "sgd": MethodSpec(sgd, "SGD", fel=False),
-    "stl": MethodSpec(stl, "STL", fel=False, single_task=True),
-}
+def memory_bytes(method: Method) -> int:
+    """How many bytes a method keeps from one task for the next; computes nothing."""
+    kept = jax.eval_shape(lambda key: method.memory(method.init(key)), jax.random.key(0))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))

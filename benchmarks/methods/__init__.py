@@ -1,0 +1,25 @@
+"""Continual-learning methods as bundles of pure functions, a file for each family.
+
+To add one, write a function from `Problem` to `Method` and give it a line in `METHODS`; the
+training loop, the mapping over seeds, the evaluation and the tables take it from there.
+"""
+
+from benchmarks.methods import ewc, gpm, owm, replay, rgo, sgd
+from benchmarks.methods.base import Method as Method
+from benchmarks.methods.base import MethodSpec as MethodSpec
+from benchmarks.methods.base import Problem as Problem
+from benchmarks.methods.base import memory_bytes as memory_bytes
+
+METHODS = {
+    "rgo": MethodSpec(rgo.rgo, "RGO", fel=True),
+    "rgo-2": MethodSpec(rgo.rgo, "RGO-2", fel=False),
+    "sgd": MethodSpec(sgd.sgd, "SGD", fel=False),
+    "stl": MethodSpec(sgd.stl, "STL", fel=False, single_task=True),
+    "ewc": MethodSpec(ewc.ewc, "EWC", fel=False),
+    "ewc-textbook": MethodSpec(ewc.ewc_textbook, "EWC, by the letter", fel=False),
+    "a-gem": MethodSpec(replay.a_gem, "A-GEM", fel=False),
+    "er-ring": MethodSpec(replay.er_ring, "ER-Ring", fel=False),
+    "gpm": MethodSpec(gpm.gpm, "GPM", fel=False),
+    "owm": MethodSpec(owm.owm, "OWM", fel=False),
+    "sgp": MethodSpec(gpm.sgp, "SGP", fel=False),
+}

@@ -1,0 +1,263 @@
+"""Elastic Weight Consolidation, as its paper has it and as the harness of Table 1 has it.
+
+Both pull the parameters back to where earlier tasks left them, each the more strongly the larger
+its Fisher information. Kirkpatrick et al. 2017, https://arxiv.org/abs/1612.00796
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from benchmarks.methods.base import (
+    Batch,
+    Method,
+    Problem,
+    loss_and_grads,
+    nothing_to_end,
+    nothing_to_start,
+)
+from benchmarks.tasks import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Ewc:
+    """Hyper-parameters of `ewc`.
+
+    Attributes:
+      strength: lambda, the weight of the penalty.
+      decay: the weight of the newest squares in the running average.
+      every: steps between its updates.
+    """
+
+    strength: float = 10.0
+    decay: float = 0.9
+    every: int = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class EwcTextbook:
+    """Hyper-parameters of `ewc_textbook`.
+
+    Attributes:
+      strength: lambda, the weight of the penalty, which the formula halves.
+      batches: of the task's data, over whose examples the Fisher information is averaged.
+    """
+
+    strength: float = 10.0
+    batches: int = 100
+
+
+BY_DATASET = {"cifar100": Ewc(every=50), "miniimagenet": Ewc(every=50)}
+
+
+class Penalty(NamedTuple):
+    """``sum importance * (params - anchor)^2``, both trees like the parameters."""
+
+    anchor: Any
+    importance: Any
+
+
+class RunningFisher(NamedTuple):
+    """A running average of squared gradients.
+
+    Attributes:
+      average: a tree like the parameters.
+      squares: the same: their sum since the average's last update.
+      steps: int32 scalar: since the task began.
+    """
+
+    average: Any
+    squares: Any
+    steps: jax.Array
+
+
+class EwcState(NamedTuple):
+    """The state of both methods.
+
+    Attributes:
+      params: of the network.
+      opt_state: of the optimizer.
+      penalty: for the tasks so far; nothing before the first.
+      fisher: what the next penalty is made from: a `RunningFisher`, or a key to sample labels.
+    """
+
+    params: Any
+    opt_state: Any
+    penalty: Penalty
+    fisher: Any
+
+
+def ewc(problem: Problem, hyper: Ewc | None = None) -> Method:
+    """EWC as the harness of the RGO paper's Table 1 computes it.
+
+    The Fisher information is a running average of squared gradients of mini-batches, taken along
+    the way from task to task. At the end of each it is scaled to [0, 1] over all parameters and
+    replaces the last one, as the end replaces the anchor. The penalty, ``lambda sum F (theta -
+    anchor)^2``, has no factor of a half. Chaudhry et al. 2018, https://arxiv.org/abs/1801.10112
+    """
+    hyper = hyper or BY_DATASET.get(problem.dataset, Ewc())
+
+    def init(params: Any, key: jax.Array) -> RunningFisher:
+        del key
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return RunningFisher(zeros, jax.tree.map(jnp.zeros_like, params), jnp.int32(0))
+
+    def observe(fisher: RunningFisher, grads: Any) -> RunningFisher:
+        return observed(fisher, grads, hyper.decay, hyper.every)
+
+    def end_task(state: EwcState, task: Task) -> EwcState:
+        del task
+        average, squares, steps = state.fisher
+        # Squares that have not made it into the average are dropped, as in the harness.
+        fresh = RunningFisher(average, jax.tree.map(jnp.zeros_like, squares), jnp.zeros_like(steps))
+        penalty = Penalty(state.params, normalised(average))
+        return state._replace(penalty=penalty, fisher=fresh)
+
+    method = _elastic(problem, hyper.strength, init, observe)
+    return method._replace(
+        end_task=end_task, memory=lambda state: (state.penalty, state.fisher.average)
+    )
+
+
+def ewc_textbook(problem: Problem, hyper: EwcTextbook | None = None) -> Method:
+    """EWC by the letter: ``lambda / 2 sum_t F_t (theta - theta_t)^2``.
+
+    Each ``F_t`` is the mean over single examples of the squared gradient of the log-likelihood at
+    the end of task t, for labels drawn from the network's own predictions.
+    """
+    hyper = hyper or EwcTextbook()
+
+    def start_task(state: EwcState, task: Task, key: jax.Array) -> EwcState:
+        del task
+        return state._replace(fisher=key)
+
+    def end_task(state: EwcState, task: Task) -> EwcState:
+        fisher = fisher_information(
+            problem, state.params, task, task.batches[: hyper.batches], state.fisher
+        )
+        return state._replace(penalty=accumulated(state.penalty, state.params, fisher))
+
+    method = _elastic(problem, hyper.strength / 2, lambda params, key: key, lambda key, grads: key)
+    return method._replace(start_task=start_task, end_task=end_task)
+
+
+def observed(fisher: RunningFisher, grads: Any, decay: float, every: int) -> RunningFisher:
+    """A running average after one more step with these gradients."""
+    steps = fisher.steps + 1
+    # The harness updates the average before it adds the squares of the same step.
+    update = steps % every == 0
+
+    def average(old: jax.Array, squares: jax.Array) -> jax.Array:
+        return jnp.where(update, (1 - decay) * old + decay / every * squares, old)
+
+    def squares(old: jax.Array, grad: jax.Array) -> jax.Array:
+        return jnp.where(update, 0, old) + grad**2
+
+    return RunningFisher(
+        jax.tree.map(average, fisher.average, fisher.squares),
+        jax.tree.map(squares, fisher.squares, grads),
+        steps,
+    )
+
+
+def normalised(fisher: Any) -> Any:
+    """Scaled to [0, 1] by the smallest and the largest entry of the whole tree."""
+    low = jax.tree.reduce(jnp.minimum, jax.tree.map(jnp.min, fisher))
+    high = jax.tree.reduce(jnp.maximum, jax.tree.map(jnp.max, fisher))
+    # Where all are equal there is nothing to tell apart, and nothing is protected.
+    span = jnp.where(high > low, high - low, 1)
+    return jax.tree.map(lambda leaf: (leaf - low) / span, fisher)
+
+
+def fisher_information(
+    problem: Problem, params: Any, task: Task, batches: jax.Array, key: jax.Array
+) -> Any:
+    """The diagonal of the Fisher information of the network's predictions on a task.
+
+    Args:
+      problem: the network.
+      params: where.
+      task: whose examples.
+      batches: int32 ``[n, b]``: which of them.
+      key: for sampling labels.
+
+    Returns:
+      A tree like the parameters.
+    """
+
+    def squared_gradient(x: jax.Array, key: jax.Array) -> Any:
+        def log_likelihood(params: Any) -> jax.Array:
+            logits = problem.logits(params, x[None], task.id)[0]
+            label = jax.random.categorical(key, logits)
+            return jax.nn.log_softmax(logits)[label]
+
+        return jax.tree.map(jnp.square, jax.grad(log_likelihood)(params))
+
+    def add(total: Any, batch: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+        indices, key = batch
+        x, _ = task.load(indices)
+        squares = jax.vmap(squared_gradient)(x, jax.random.split(key, len(x)))
+        return jax.tree.map(lambda t, s: t + jnp.sum(s, axis=0), total, squares), None
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    total, _ = jax.lax.scan(add, zeros, (batches, jax.random.split(key, len(batches))))
+    return jax.tree.map(lambda t: t / batches.size, total)
+
+
+def accumulated(penalty: Penalty, params: Any, fisher: Any) -> Penalty:
+    """The old penalty plus ``sum fisher * (theta - params)^2``, as one, but for a constant.
+
+    A sum of parabolas is a parabola around the mean of their minima, weighted by their strengths.
+    """
+    importance = jax.tree.map(jnp.add, penalty.importance, fisher)
+
+    def anchor(old: jax.Array, new: jax.Array, share: jax.Array, total: jax.Array) -> jax.Array:
+        return old + (new - old) * jnp.where(total > 0, share / jnp.where(total > 0, total, 1), 1)
+
+    return Penalty(jax.tree.map(anchor, penalty.anchor, params, fisher, importance), importance)
+
+
+def penalty_grads(penalty: Penalty, params: Any, strength: float) -> Any:
+    """The gradient of ``strength * sum importance * (params - anchor)^2``."""
+    return jax.tree.map(
+        lambda p, anchor, importance: 2 * strength * importance * (p - anchor),
+        params,
+        penalty.anchor,
+        penalty.importance,
+    )
+
+
+def _elastic(
+    problem: Problem,
+    strength: float,
+    init_fisher: Callable[[Any, jax.Array], Any],
+    observe: Callable[[Any, Any], Any],
+) -> Method:
+    """SGD with a penalty, showing the gradients without it to ``observe`` at each step."""
+    optimizer = optax.sgd(problem.learning_rate)
+
+    def init(key: jax.Array) -> EwcState:
+        params = problem.init(key)
+        nothing = Penalty(*(jax.tree.map(jnp.zeros_like, params) for _ in Penalty._fields))
+        return EwcState(params, optimizer.init(params), nothing, init_fisher(params, key))
+
+    def step(state: EwcState, batch: Batch, task: Task) -> tuple[EwcState, jax.Array]:
+        loss, grads = loss_and_grads(problem, state.params, batch, task.id)
+        pull = penalty_grads(state.penalty, state.params, strength)
+        updates, opt_state = optimizer.update(
+            jax.tree.map(jnp.add, grads, pull), state.opt_state, state.params
+        )
+        params = optax.apply_updates(state.params, updates)
+        fisher = observe(state.fisher, grads)
+        return state._replace(params=params, opt_state=opt_state, fisher=fisher), loss
+
+    def logits(state: EwcState, x: jax.Array, task_id: jax.Array) -> jax.Array:
+        return problem.logits(state.params, x, task_id)
+
+    return Method(
+        init, nothing_to_start, step, nothing_to_end, logits, memory=lambda state: state.penalty
+    )

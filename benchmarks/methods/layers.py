@@ -1,0 +1,178 @@
+"""What methods that project gradients layer by layer have in common.
+
+A layer here is a parameter of one of `rgo_jax.linen`'s layers: a kernel, seen as ``[d, m]``, whose
+inputs are what the layer multiplies by it; or a bias, seen as ``[1, m]``, whose input is always 1.
+Parameters of other layers, such as heads that one task trains, are left alone.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+import rgo_jax.linen
+from benchmarks.methods.base import Batch, Method, Problem, loss_and_grads, nothing_to_start
+from benchmarks.tasks import Task
+
+
+class Projections(NamedTuple):
+    """A symmetric projection for each layer, in the form in which layers apply it cheaply.
+
+    Attributes:
+      matrices: nested dicts of ``[d, d]``, as `rgo_jax.linen.projections` gives them. The layers
+        scale them to a trace of d.
+      scales: the same dicts of scalars: what undoes that.
+    """
+
+    matrices: Any
+    scales: Any
+
+
+class ProjectedState(NamedTuple):
+    """The state of `projecting_method`: network, optimizer, memory, and what is made of it."""
+
+    params: Any
+    opt_state: Any
+    memory: Any
+    projections: Projections
+
+
+def layer_inputs(problem: Problem, params: Any, x: jax.Array, task_id: jax.Array) -> dict[str, Any]:
+    """What each layer receives when the network is given some examples.
+
+    Args:
+      problem: the network.
+      params: its parameters.
+      x: ``[b, *input_shape]``.
+      task_id: int32 scalar.
+
+    Returns:
+      Nested dicts like ``params``, in the order in which the layers are called, of arrays
+      ``[b, positions, d]``. A convolution has a position for each place of its window; a dense
+      layer and a bias have one. Parameters of other layers have no key.
+    """
+    found: dict[str, Any] = {}
+
+    def record(
+        call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
+    ) -> Any:
+        layer = context.module
+        if context.method_name == "__call__" and isinstance(layer, _LAYERS):
+            (inputs,) = args
+            seen = _patches(layer, inputs) if isinstance(layer, nn.Conv) else inputs
+            node = found
+            for name in layer.path:
+                node = node.setdefault(name, {})
+            node["kernel"] = seen.reshape(len(inputs), -1, seen.shape[-1])
+            if layer.use_bias:
+                node["bias"] = jnp.ones((len(inputs), 1, 1), seen.dtype)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        problem.logits(params, x, task_id)
+    return found
+
+
+def prepared(matrices: Any) -> Projections:
+    """Prepares symmetric positive semi-definite ``[d, d]`` for layers to apply.
+
+    A layer divides by the trace. Where nothing is free any more, and the trace is zero but for
+    rounding, it gets the identity and the gradient is scaled to zero.
+    """
+
+    def share(matrix: jax.Array) -> jax.Array:
+        mean = jnp.mean(jnp.diagonal(matrix))
+        return jnp.where(mean > _ROUNDING, mean, 0)
+
+    scales = jax.tree.map(share, matrices)
+    handed = jax.tree.map(
+        lambda matrix, scale: jnp.where(scale > 0, matrix, jnp.eye(len(matrix))), matrices, scales
+    )
+    return Projections(handed, scales)
+
+
+def projected_loss_and_grads(
+    problem: Problem, params: Any, batch: Batch, task_id: jax.Array, projections: Projections
+) -> tuple[jax.Array, Any]:
+    """The loss, and its gradient with each layer's ``g`` replaced by ``P g``."""
+    loss, grads = loss_and_grads(problem, params, batch, task_id, projections.matrices)
+    return loss, _scaled(grads, projections.scales)
+
+
+def projecting_method(
+    problem: Problem,
+    empty: Callable[[Any], Any],
+    fold: Callable[[Any, Any, Task], Any],
+    matrices: Callable[[Any], Any],
+) -> Method:
+    """SGD along projected gradients.
+
+    Args:
+      problem: the network.
+      empty: from the dimension d of each layer (nested dicts) to a memory of nothing.
+      fold: ``(memory, params, task) -> memory`` with a finished task in it.
+      matrices: from a memory to the projection ``[d, d]`` of each layer.
+    """
+    optimizer = optax.sgd(problem.learning_rate)
+
+    def init(key: jax.Array) -> ProjectedState:
+        params = problem.init(key)
+        blank = jnp.zeros((1, *problem.input_shape))
+        inputs = jax.eval_shape(lambda p: layer_inputs(problem, p, blank, jnp.int32(0)), params)
+        memory = empty(jax.tree.map(lambda shape: shape.shape[-1], inputs))
+        return ProjectedState(params, optimizer.init(params), memory, prepared(matrices(memory)))
+
+    def step(state: ProjectedState, batch: Batch, task: Task) -> tuple[ProjectedState, jax.Array]:
+        loss, grads = projected_loss_and_grads(
+            problem, state.params, batch, task.id, state.projections
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return state._replace(params=params, opt_state=opt_state), loss
+
+    def end_task(state: ProjectedState, task: Task) -> ProjectedState:
+        memory = fold(state.memory, state.params, task)
+        return state._replace(memory=memory, projections=prepared(matrices(memory)))
+
+    def logits(state: ProjectedState, x: jax.Array, task_id: jax.Array) -> jax.Array:
+        return problem.logits(state.params, x, task_id)
+
+    return Method(init, nothing_to_start, step, end_task, logits, memory=lambda state: state.memory)
+
+
+# Those that can be handed a projection.
+_LAYERS = (rgo_jax.linen.Dense, rgo_jax.linen.Conv)
+
+# Below this share of free directions there is nothing but rounding.
+_ROUNDING = 1e-6
+
+
+def _scaled(grads: Any, scales: Any) -> Any:
+    """Gradients times their scales, both nested dicts; those without a scale as they are."""
+    if not isinstance(scales, dict):
+        return scales * grads
+    return {k: _scaled(g, scales[k]) if k in scales else g for k, g in grads.items()}
+
+
+def _patches(layer: nn.Conv, x: jax.Array) -> jax.Array:
+    """What a convolution's kernel ``[*window, cin, m]`` meets: ``[b, *spatial, d]``."""
+    cin = x.shape[-1]
+    window = layer.kernel_size
+    window = (window,) if isinstance(window, int) else tuple(window)
+    kernel = jnp.eye(cin * math.prod(window)).reshape(*window, cin, -1)
+    # A convolution with the identity as its kernel; apart from the network it is called in.
+    identity = nn.Conv(
+        kernel.shape[-1],
+        layer.kernel_size,
+        layer.strides,
+        layer.padding,
+        kernel_dilation=layer.kernel_dilation,
+        use_bias=False,
+        precision=jax.lax.Precision.HIGHEST,
+        parent=None,
+    )
+    return jnp.asarray(identity.apply({"params": {"kernel": kernel}}, x))
