@@ -2,18 +2,21 @@
 
 import argparse
 import dataclasses
+import json
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks import data, presets, report, results, train
+from benchmarks.checkpoints import Checkpoints
 from benchmarks.methods import METHODS
-from benchmarks.models import HEADS
+from benchmarks.models import ARCHITECTURES, HEADS
 from benchmarks.tasks import SEQUENCES
 
 _RESULTS = Path("benchmarks") / "results"
@@ -32,7 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Interrupted. What had finished is saved.", file=sys.stderr)
+        print(
+            "Interrupted. What had finished is saved; the same command with --resume goes on.",
+            file=sys.stderr,
+        )
         return 130
 
 
@@ -89,7 +95,13 @@ def _parser() -> argparse.ArgumentParser:
         default=_DEFAULT_OUT,
         help="folder for results (default: %(default)s)",
     )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the same command's interrupted runs; skip its finished ones",
+    )
     changes = parser.add_argument_group("changes to the preset")
+    changes.add_argument("--network", help=f"one of {', '.join(ARCHITECTURES)}")
     changes.add_argument(
         "--head", help="; ".join(f"{name}: {text}" for name, text in HEADS.items())
     )
@@ -144,71 +156,139 @@ def _run(argv: list[str], console: Console) -> int:
         for name in dict.fromkeys(benchmarks)
     }
     # Everything that can be wrong is found before the first run.
+    origin = results.provenance(shlex.join(["python", "-m", "benchmarks", *argv]))
     jobs = []
     for name, config in configs.items():
         dataset = data.load(config.dataset, data_dir=arguments.data_dir)
         if config.validation:
             dataset = dataset.validation()
         if arguments.examples_per_task is None:
-            config = config.fitted_to(len(dataset.x_train))
+            config = train.fitted(config, dataset)
         train.check(config, dataset)
-        jobs.append((name, config, dataset))
-    origin = results.provenance(shlex.join(["python", "-m", "benchmarks", *argv]))
-    for name, config, dataset in jobs:
-        benchmark = f"{config.sequence}-{dataset.name}"
         preset = presets.config(name, arguments.preset, arguments.data)
         differing = {
             field: value for field, value in changes.items() if value != getattr(preset, field)
         }
+        job = _Job(config, dataset, differing, arguments.seeds, arguments.out, origin)
+        for method in methods:
+            if job.checkpoints(method).exists() and not arguments.resume:
+                raise ValueError(
+                    f"{job.checkpoints(method).folder}: an interrupted run of {method}. Go on with "
+                    "it by --resume, or delete the folder to begin anew."
+                )
+        jobs.append(job)
+    for job in jobs:
         finished = []
         for method in methods:
-            title = " ".join([benchmark, method, *(f"{k}={v}" for k, v in differing.items())])
-            run = _run_with_progress(title, config, method, dataset, arguments.seeds, console)
-            result = results.collect(
-                benchmark,
-                method,
-                arguments.preset,
-                differing,
-                dataclasses.asdict(config) | {"dataset": dataset.name},
-                run,
-                origin,
-            )
-            results.save(result, arguments.out)
+            result = job.finished(method) if arguments.resume else None
+            if result is None:
+                result = job.run(method, arguments.resume, console)
             finished.append(result)
         console.print(
-            f"{benchmark}, preset {arguments.preset}, {arguments.seeds} seeds; percent after the "
-            "last task, mean ± standard deviation"
+            f"{job.benchmark}, preset {arguments.preset}, {arguments.seeds} seeds; percent after "
+            "the last task, mean ± standard deviation"
         )
         console.print(report.terminal_table(finished))
-        figure = arguments.out / benchmark / "accuracy"
-        report.figure(benchmark, finished, figure)
+        figure = arguments.out / job.benchmark / "accuracy"
+        report.figure(job.benchmark, finished, figure)
         console.print(f"Results and {figure.with_suffix('.png')} are in {arguments.out}.")
     return 0
 
 
-def _run_with_progress(
-    title: str,
-    config: presets.Config,
-    method: str,
-    dataset: data.Dataset,
-    num_seeds: int,
-    console: Console,
-) -> train.Run:
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("tasks {task.fields[status]}"),
-        TimeRemainingColumn(),
-        console=console,
-    ) as progress:
-        bar = progress.add_task(title, total=config.num_tasks, status="(compiling)")
+class _Job(NamedTuple):
+    """A benchmark to be run with one method after the other."""
 
-        def on_task(task_id: int, r: np.ndarray) -> None:
-            accuracy = 100 * np.nanmean(r[:, task_id])
-            progress.update(bar, completed=task_id + 1, status=f"ACC {accuracy:.2f}")
+    config: presets.Config
+    dataset: data.Dataset
+    changes: dict[str, Any]
+    num_seeds: int
+    out: Path
+    origin: dict[str, Any]
 
-        return train.run(config, METHODS[method], dataset, num_seeds, on_task)
+    @property
+    def benchmark(self) -> str:
+        return f"{self.config.sequence}-{self.dataset.name}"
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return dataclasses.asdict(self.config) | {"dataset": self.dataset.name}
+
+    def path(self, method: str) -> Path:
+        name = results.file_name(method, self.config.preset, self.changes, self.num_seeds)
+        return self.out / self.benchmark / name
+
+    def checkpoints(self, method: str) -> Checkpoints:
+        experiment = self.description | {
+            "method": method,
+            "seeds": self.num_seeds,
+            "data": self.dataset.fingerprint(),
+        }
+        return Checkpoints(self.path(method).with_suffix(".checkpoint"), experiment)
+
+    def finished(self, method: str) -> results.Result | None:
+        """The result of an earlier run of the same experiment."""
+        if not self.path(method).exists():
+            return None
+        found = results.load(self.path(method))
+        return found if found.config == json.loads(json.dumps(self.description)) else None
+
+    def run(self, method: str, resume: bool, console: Console) -> results.Result:
+        checkpoints = self.checkpoints(method)
+        title = [self.benchmark, method, *(f"{k}={v}" for k, v in self.changes.items())]
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=console,
+        ) as progress:
+            spec = METHODS[method]
+            run = train.run(
+                self.config,
+                spec,
+                self.dataset,
+                self.num_seeds,
+                _Display(progress, " ".join(title), self.config.num_tasks, checkpoints),
+                checkpoints.restore if resume and checkpoints.exists() else None,
+            )
+        kept = train.memory_bytes(self.config, spec, self.dataset)
+        result = results.collect(
+            self.benchmark,
+            method,
+            self.config.preset,
+            self.changes,
+            self.description,
+            run,
+            kept,
+            self.origin,
+        )
+        results.save(result, self.out)
+        checkpoints.discard()
+        return result
+
+
+class _Display(train.Observer):
+    """Shows how far a run is, and writes a checkpoint after each task but the last."""
+
+    def __init__(
+        self, progress: Progress, title: str, num_tasks: int, checkpoints: Checkpoints
+    ) -> None:
+        self._progress, self._num_tasks, self._checkpoints = progress, num_tasks, checkpoints
+        self._bar = progress.add_task(title, total=num_tasks, status="compiling")
+        self._accuracy = ""
+
+    def on_piece(self, task_id: int, fraction: float) -> None:
+        self._show(task_id + fraction, f"task {task_id + 1}/{self._num_tasks}")
+
+    def on_task(self, progress: train.Progress) -> None:
+        done = progress.tasks_done
+        self._accuracy = f" ACC {100 * np.nanmean(progress.r[:, done - 1]):.2f}"
+        self._show(done, f"task {done}/{self._num_tasks}")
+        if done < self._num_tasks:
+            self._checkpoints.save(progress)
+
+    def _show(self, completed: float, status: str) -> None:
+        self._progress.update(self._bar, completed=completed, status=status + self._accuracy)
 
 
 def _report(argv: list[str], console: Console) -> int:

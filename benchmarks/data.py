@@ -44,6 +44,13 @@ class Dataset(NamedTuple):
         """The number of classes, from the largest label."""
         return int(max(self.y_train.max(), self.y_test.max())) + 1
 
+    def fingerprint(self) -> str:
+        """Twelve hex digits that change with the number of examples, their shape or labels."""
+        digest = hashlib.sha256(repr((self.x_train.shape, self.x_test.shape)).encode())
+        for labels in (self.y_train, self.y_test):
+            digest.update(labels.tobytes())
+        return digest.hexdigest()[:12]
+
     def validation(self) -> "Dataset":
         """The same set with the last sixth of the training data in place of the test data.
 

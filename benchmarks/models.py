@@ -180,7 +180,7 @@ class Architecture(NamedTuple):
 
     Attributes:
       build: the module, given all its other attributes by name.
-      input_shape: of one example.
+      input_shape: of one example, in the paper's experiments; others will do.
     """
 
     build: Callable[..., nn.Module]
@@ -215,6 +215,7 @@ _ALEXNET_7 = (
 
 ARCHITECTURES = {
     "mlp": _feed_forward((784,), (), 256, 256),
+    "mlp-100": _feed_forward((64,), (), 100, 100),
     "lenet-5": _feed_forward(_CIFAR, _LENET, 800, 500),
     "alexnet-6": _feed_forward(_CIFAR, _ALEXNET_6, 2048, 2048),
     "alexnet-7": _feed_forward(_IMAGENET, _ALEXNET_7, 2048, 2048),

@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from benchmarks.models import HEADS
+from benchmarks.models import ARCHITECTURES, HEADS
 from benchmarks.tasks import SEQUENCES
 
 SCHEDULES = ("constant", "cosine")
@@ -27,7 +27,7 @@ class Config:
       examples_per_task: drawn anew from the training data for each task.
       epochs: over those examples.
       batch_size: in training and in the curvature pass.
-      hidden: widths of the hidden layers.
+      network: a key of `ARCHITECTURES`.
       alpha: RGO's alpha.
       fel: whether the network has feature encoding layers; None: as the method has it.
       validation: measure accuracy on held-out training data instead of the test data.
@@ -43,7 +43,7 @@ class Config:
     examples_per_task: int
     epochs: int
     batch_size: int
-    hidden: tuple[int, ...]
+    network: str
     alpha: float = 1.0
     fel: bool | None = None
     validation: bool = False
@@ -52,12 +52,6 @@ class Config:
     def steps_per_task(self) -> int:
         """Optimizer steps in one task."""
         return self.epochs * (self.examples_per_task // self.batch_size)
-
-    def fitted_to(self, num_examples: int) -> "Config":
-        """The same with no more examples in a task than the training data has."""
-        return dataclasses.replace(
-            self, examples_per_task=min(self.examples_per_task, num_examples)
-        )
 
     def learning_rate_schedule(self) -> optax.Schedule:
         """The learning rate over the steps of the whole sequence, the same in every task."""
@@ -69,37 +63,62 @@ class Config:
 
 # What makes a protocol; a result with one of these changed is not comparable.
 PROTOCOL_FIELDS = frozenset(
-    {"num_tasks", "examples_per_task", "epochs", "batch_size", "hidden", "fel", "validation"}
+    {"num_tasks", "examples_per_task", "epochs", "batch_size", "network", "fel", "validation"}
 )
 
-# What to do inside a protocol. A key present here overrides the protocol's.
-PRESETS: dict[str, dict[str, Any]] = {
-    # The paper's own setting, as far as the paper tells.
-    "paper": {"head": "shared", "schedule": "constant"},
-    # Learning rate and schedule are the best of a small sweep on held-out training data, whose
-    # results are in benchmarks/results/validation. A head per task is as good (0.1 more); a frozen
-    # one keeps the network's size fixed.
-    "recommended": {"head": "frozen", "schedule": "cosine", "learning_rate": 0.2},
-}
-
-# The protocol "los" of the paper's Table 1, and a small one for the embedded digits.
+# The paper's protocols, each with its own setting: of Table 1 on MNIST, a small one for the
+# embedded digits, and those on colour images.
 _LOS: dict[str, Any] = {
+    "network": "mlp",
+    "head": "shared",
     "learning_rate": 0.1,
+    "schedule": "constant",
     "num_tasks": 20,
     "examples_per_task": 10_000,
     "epochs": 1,
     "batch_size": 10,
-    "hidden": (256, 256),
 }
-_SMALL: dict[str, Any] = _LOS | {
-    "num_tasks": 10,
-    "examples_per_task": 1_000,
-    "epochs": 5,
-    "hidden": (100, 100),
+_SMALL = _LOS | {"network": "mlp-100", "num_tasks": 10, "examples_per_task": 1_000, "epochs": 5}
+_SPLIT_DIGITS = _SMALL | {"head": "per_task", "num_tasks": 5, "examples_per_task": 250}
+_CIFAR = _LOS | {
+    "network": "lenet-5",
+    "head": "per_task",
+    "learning_rate": 0.03,
+    "examples_per_task": 2_500,
+    "epochs": 20,
 }
-_PROTOCOLS: dict[str, dict[str, Any]] = {"digits": _SMALL, "mnist": _LOS}
+_MINI_IMAGENET = _CIFAR | {"network": "alexnet-7", "learning_rate": 0.01}
 
-BENCHMARKS = tuple(f"{sequence}-{dataset}" for sequence in SEQUENCES for dataset in _PROTOCOLS)
+# From (sequence, dataset) to protocol; the first is the default.
+_PROTOCOLS: dict[tuple[str, str], dict[str, Any]] = {
+    ("permuted", "digits"): _SMALL,
+    ("rotated", "digits"): _SMALL,
+    ("split", "digits"): _SPLIT_DIGITS,
+    ("permuted", "mnist"): _LOS,
+    ("rotated", "mnist"): _LOS,
+    ("split", "cifar100"): _CIFAR,
+    ("superclass", "cifar100"): _CIFAR,
+    ("split", "mini-imagenet"): _MINI_IMAGENET,
+}
+# The same for data of the user's own.
+_OWN_DATA = {"permuted": _LOS, "rotated": _LOS, "split": _CIFAR, "superclass": _CIFAR}
+
+# Named changes to a protocol, by sequence.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    # The paper's own setting, as far as the paper tells.
+    "paper": {},
+    # Learning rate and schedule are the best of a small sweep on held-out training data, whose
+    # results are in benchmarks/results/validation. A head per task is as good (0.1 more); a frozen
+    # one keeps the network's size fixed.
+    "recommended": {
+        "permuted": {"head": "frozen", "schedule": "cosine", "learning_rate": 0.2},
+        "rotated": {"head": "frozen", "schedule": "cosine", "learning_rate": 0.2},
+        "split": {"schedule": "cosine"},
+        "superclass": {"schedule": "cosine"},
+    },
+}
+
+BENCHMARKS = tuple(f"{sequence}-{dataset}" for sequence, dataset in _PROTOCOLS)
 
 
 def config(
@@ -121,15 +140,17 @@ def config(
     """
     if data is not None:
         _check_known("benchmark for --data", benchmark, tuple(SEQUENCES))
-        sequence, dataset, protocol = benchmark, data, _LOS
+        sequence, dataset, protocol = benchmark, data, _OWN_DATA[benchmark]
     else:
         _check_known("benchmark", benchmark, BENCHMARKS)
         sequence, dataset = benchmark.split("-", 1)
-        protocol = _PROTOCOLS[dataset]
+        protocol = _PROTOCOLS[sequence, dataset]
     _check_known("preset", preset, tuple(PRESETS))
+    named = PRESETS[preset].get(sequence, {})
     given = {name: value for name, value in changes.items() if value is not None}
     values = {"sequence": sequence, "dataset": dataset, "preset": preset}
-    resolved = Config(**(values | protocol | PRESETS[preset] | given))
+    resolved = Config(**(values | protocol | named | given))
+    _check_known("network", resolved.network, tuple(ARCHITECTURES))
     _check_known("head", resolved.head, tuple(HEADS))
     _check_known("schedule", resolved.schedule, SCHEDULES)
     for name in _POSITIVE:

@@ -37,6 +37,9 @@ class Result(NamedTuple):
       losses: ``[num_seeds, num_tasks]``.
       seconds: wall time: "compile", "tasks" (a list), "total".
       provenance: "command", "commit", "versions", "device", "date".
+      train: ``[num_seeds, num_tasks]``, accuracy on the training examples, see
+        `benchmarks.train.Run`; None in older files.
+      memory_bytes: what the method keeps from one task for the next; None in older files.
     """
 
     benchmark: str
@@ -49,6 +52,8 @@ class Result(NamedTuple):
     losses: np.ndarray
     seconds: dict[str, Any]
     provenance: dict[str, Any]
+    train: np.ndarray | None = None
+    memory_bytes: int | None = None
 
     @property
     def acc(self) -> np.ndarray:
@@ -66,15 +71,25 @@ class Result(NamedTuple):
         return 100 * np.nanmean(self.r, axis=2)
 
     @property
+    def train_acc(self) -> np.ndarray | None:
+        """ACC of each seed on training examples, in percent."""
+        return None if self.train is None else 100 * self.train.mean(axis=1)
+
+    @property
     def file_name(self) -> str:
         """The file's name: the method and what differs from the preset "paper"."""
-        parts = [self.method]
-        if self.preset != "paper":
-            parts.append(f"preset={self.preset}")
-        parts += [f"{name}={value}" for name, value in sorted(self.changes.items())]
-        if len(self.seeds) != DEFAULT_SEEDS:
-            parts.append(f"seeds={len(self.seeds)}")
-        return "_".join(parts).replace("/", "-").replace(" ", "") + ".json"
+        return file_name(self.method, self.preset, self.changes, len(self.seeds))
+
+
+def file_name(method: str, preset: str, changes: dict[str, Any], num_seeds: int) -> str:
+    """The name of the file of a `Result` with these fields."""
+    parts = [method]
+    if preset != "paper":
+        parts.append(f"preset={preset}")
+    parts += [f"{name}={value}" for name, value in sorted(changes.items())]
+    if num_seeds != DEFAULT_SEEDS:
+        parts.append(f"seeds={num_seeds}")
+    return "_".join(parts).replace("/", "-").replace(" ", "") + ".json"
 
 
 def collect(
@@ -84,10 +99,11 @@ def collect(
     changes: dict[str, Any],
     config: dict[str, Any],
     run: Run,
+    memory_bytes: int,
     origin: dict[str, Any],
 ) -> Result:
     """Puts a finished run together with where it came from, a `provenance`."""
-    tasks = [round(seconds, 3) for seconds in run.task_seconds]
+    tasks = [round(float(seconds), 3) for seconds in run.task_seconds]
     compiled = round(run.compile_seconds, 3)
     return Result(
         benchmark=benchmark,
@@ -100,6 +116,8 @@ def collect(
         losses=run.losses,
         seconds={"compile": compiled, "tasks": tasks, "total": round(compiled + sum(tasks), 3)},
         provenance=origin,
+        train=run.train,
+        memory_bytes=memory_bytes,
     )
 
 
@@ -123,6 +141,8 @@ def save(result: Result, folder: Path) -> Path:
         for matrix in result.r
     ]
     content["losses"] = np.round(result.losses, 6).tolist()
+    if result.train is not None:
+        content["train"] = np.round(result.train, 6).tolist()
     # A line for each field, so that a change reads well in a diff.
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
     path = folder / result.benchmark / result.file_name
@@ -144,6 +164,8 @@ def load(path: Path) -> Result:
             raise ValueError("another format")
         content["r"] = np.array(content["r"], float)
         content["losses"] = np.array(content["losses"], float)
+        if content.get("train") is not None:
+            content["train"] = np.array(content["train"], float)
         return Result(**content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(

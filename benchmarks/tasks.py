@@ -1,7 +1,7 @@
 """Task sequences: how a dataset becomes many tasks.
 
 A task never copies the dataset. Permuting or rotating images is an index into their pixels, and a
-task's training data is an index into the examples.
+task's data is an index into the examples.
 """
 
 import math
@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.data import Dataset
+
 # The 20 rotations of the protocol "los", in degrees counter-clockwise; the same in every run.
 LOS_ANGLES = (
     7.599797, 17.698082, 20.501815, 35.508837, 39.884129, 48.567038, 57.105131, 69.147087,
@@ -20,17 +22,13 @@ LOS_ANGLES = (
     145.623144, 161.362702, 170.205446, 178.436053,
 )  # fmt: skip
 
-# A function (key, task_id) -> int32 [height * width]: which pixel of the image comes where.
-# An index of height * width, one past the last pixel, stands for a blank.
-PixelIndex = Callable[[jax.Array, jax.Array], jax.Array]
-
 
 class Task(NamedTuple):
     """What a method sees of the task at hand.
 
     Attributes:
       id: int32 scalar, from 0.
-      load: from example indices ``[b]`` to ``(x float32 [b, height * width], y int32 [b])``.
+      load: from example indices ``[b]`` to ``(x float32 [b, ...], y int32 [b])``.
       batches: int32 ``[num_batches, batch_size]``: one epoch, as example indices.
     """
 
@@ -39,22 +37,61 @@ class Task(NamedTuple):
     batches: jax.Array
 
 
-def permuted(height: int, width: int, num_tasks: int) -> PixelIndex:
-    """Permuted images: each task, the first too, has a permutation drawn from the run's key."""
+class Pool(NamedTuple):
+    """The examples that a task draws from.
+
+    Attributes:
+      indices: int32 ``[n]``, of examples in the dataset.
+      valid: bool ``[n]``, false for what only fills up; or None if all are valid.
+    """
+
+    indices: jax.Array
+    valid: jax.Array | None = None
+
+
+class Sequence(NamedTuple):
+    """A sequence of tasks, as pure functions of a seed's key and a task's id, which may be traced.
+
+    Attributes:
+      num_classes: the number of classes in a task.
+      input_shape: of one example, as the network gets it.
+      smallest: the training examples that each task has, at least.
+      pool: ``(split, key, task_id) -> Pool`` for the split "train" or "test".
+      encode: ``(key, task_id) -> (images, labels) -> (x, y)``: from the dataset's examples to the
+        network's float32 ``[b, *input_shape]`` and int32 ``[b]``.
+    """
+
+    num_classes: int
+    input_shape: tuple[int, ...]
+    smallest: int
+    pool: Callable[[str, jax.Array, jax.Array], Pool]
+    encode: Callable[
+        [jax.Array, jax.Array], Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+    ]
+
+
+def permuted(dataset: Dataset, num_tasks: int) -> Sequence:
+    """Permuted images: each task, the first too, has a permutation drawn from the run's key.
+
+    Raises:
+      ValueError: colour images.
+    """
     del num_tasks
+    height, width = _grey_shape(dataset)
 
     def index(key: jax.Array, task_id: jax.Array) -> jax.Array:
         return jax.random.permutation(jax.random.fold_in(key, task_id), height * width)
 
-    return index
+    return _by_pixels(dataset, index)
 
 
-def rotated(height: int, width: int, num_tasks: int) -> PixelIndex:
+def rotated(dataset: Dataset, num_tasks: int) -> Sequence:
     """Rotated images: the same angles in every run, nearest neighbour, blank corners.
 
     Raises:
-      ValueError: more tasks than the protocol has angles.
+      ValueError: colour images, or more tasks than the protocol has angles.
     """
+    height, width = _grey_shape(dataset)
     if num_tasks > len(LOS_ANGLES):
         raise ValueError(
             f"num_tasks is {num_tasks}; the rotated protocol has {len(LOS_ANGLES)} angles. Ask for "
@@ -68,12 +105,142 @@ def rotated(height: int, width: int, num_tasks: int) -> PixelIndex:
         del key
         return table[task_id]
 
-    return index
+    return _by_pixels(dataset, index)
 
 
-SEQUENCES: dict[str, Callable[[int, int, int], PixelIndex]] = {
+def _grey_shape(dataset: Dataset) -> tuple[int, int]:
+    if dataset.x_train.ndim != 3:
+        raise ValueError(
+            f"{dataset.name} has images of shape {dataset.x_train.shape[1:]}; permuted and rotated "
+            "sequences need grey ones. Ask for the sequence split."
+        )
+    height, width = dataset.x_train.shape[1:]
+    return height, width
+
+
+def _by_pixels(dataset: Dataset, index: Callable[[jax.Array, jax.Array], jax.Array]) -> Sequence:
+    """Tasks that have all examples, with the pixels in an order of their own.
+
+    ``index`` gives for a key and a task int32 ``[height * width]``: which pixel of the image comes
+    where. One past the last pixel stands for a blank.
+    """
+    sizes = {"train": len(dataset.x_train), "test": len(dataset.x_test)}
+
+    def pool(split: str, key: jax.Array, task_id: jax.Array) -> Pool:
+        del key, task_id
+        return Pool(jnp.arange(sizes[split]))
+
+    def encode(
+        key: jax.Array, task_id: jax.Array
+    ) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+        order = index(key, task_id)
+        return lambda images, labels: (gather_pixels(images, order), labels)
+
+    return Sequence(
+        num_classes=dataset.num_classes,
+        input_shape=(math.prod(dataset.x_train.shape[1:]),),
+        smallest=sizes["train"],
+        pool=pool,
+        encode=encode,
+    )
+
+
+def split(dataset: Dataset, num_tasks: int) -> Sequence:
+    """Classes are dealt out to the tasks, in an order drawn from the run's key.
+
+    Raises:
+      ValueError: the tasks do not divide the classes.
+    """
+    if dataset.num_classes % num_tasks or num_tasks == dataset.num_classes:
+        raise ValueError(
+            f"num_tasks is {num_tasks}, but {dataset.name} has {dataset.num_classes} classes; "
+            "expected a divisor, so that each task has as many, at least 2."
+        )
+
+    def classes(key: jax.Array) -> jax.Array:
+        return jax.random.permutation(key, dataset.num_classes).reshape(num_tasks, -1)
+
+    return _by_classes(dataset, classes, dataset.num_classes // num_tasks)
+
+
+def superclass(dataset: Dataset, num_tasks: int) -> Sequence:
+    """Each task is a superclass, in an order drawn from the run's key.
+
+    Raises:
+      ValueError: the dataset has no superclasses, or fewer than tasks, or of different sizes.
+    """
+    if dataset.superclasses is None:
+        raise ValueError(f"{dataset.name} has no superclasses. Ask for the sequence split.")
+    sizes = np.bincount(dataset.superclasses)
+    if sizes.min() != sizes.max() or num_tasks > len(sizes):
+        raise ValueError(
+            f"num_tasks is {num_tasks}, but {dataset.name} has {len(sizes)} superclasses of "
+            f"{sizes.min()} to {sizes.max()} classes; expected at least as many, of one size."
+        )
+    table = jnp.asarray(np.argsort(dataset.superclasses, kind="stable").reshape(len(sizes), -1))
+
+    def classes(key: jax.Array) -> jax.Array:
+        return table[jax.random.permutation(key, len(table))]
+
+    return _by_classes(dataset, classes, int(sizes[0]))
+
+
+def _by_classes(
+    dataset: Dataset, classes: Callable[[jax.Array], jax.Array], num_classes: int
+) -> Sequence:
+    """Tasks that have some of the classes; ``classes`` gives for a key ``[tasks, num_classes]``.
+
+    Labels count from 0 in each task. The mean training image is subtracted.
+    """
+    tables = {
+        name: _examples_by_class(labels, dataset.num_classes)
+        for name, labels in (("train", dataset.y_train), ("test", dataset.y_test))
+    }
+    shape = dataset.x_train.shape[1:]
+    shape = shape if len(shape) == 3 else (*shape, 1)
+    mean = jnp.asarray(dataset.x_train.mean(axis=0, dtype=np.float64).reshape(shape), jnp.float32)
+    scale = 1 / 255 if dataset.x_train.dtype == np.uint8 else 1.0
+    counts = np.sort(np.bincount(dataset.y_train, minlength=dataset.num_classes))
+
+    def pool(split: str, key: jax.Array, task_id: jax.Array) -> Pool:
+        indices = tables[split][classes(key)[task_id]].ravel()
+        padded = bool((tables[split] < 0).any())
+        return Pool(jnp.maximum(indices, 0), indices >= 0 if padded else None)
+
+    def encode(
+        key: jax.Array, task_id: jax.Array
+    ) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+        own = classes(key)[task_id]
+
+        def examples(images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+            x = (images.reshape(-1, *shape).astype(jnp.float32) - mean[None]) * scale
+            return x, jnp.argmax(labels[:, None] == own[None], axis=1).astype(jnp.int32)
+
+        return examples
+
+    return Sequence(
+        num_classes=num_classes,
+        input_shape=shape,
+        smallest=int(counts[:num_classes].sum()),
+        pool=pool,
+        encode=encode,
+    )
+
+
+def _examples_by_class(labels: np.ndarray, num_classes: int) -> jax.Array:
+    """int32 ``[num_classes, most]``: each class's examples, filled up with -1."""
+    table = np.full((num_classes, np.bincount(labels).max()), -1, np.int32)
+    for label in range(num_classes):
+        examples = np.flatnonzero(labels == label)
+        table[label, : len(examples)] = examples
+    return jnp.asarray(table)
+
+
+SEQUENCES: dict[str, Callable[[Dataset, int], Sequence]] = {
     "permuted": permuted,
     "rotated": rotated,
+    "split": split,
+    "superclass": superclass,
 }
 
 
@@ -108,7 +275,7 @@ def gather_pixels(images: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def draw_batches(
-    key: jax.Array, num_examples: int, examples_per_task: int, epochs: int, batch_size: int
+    key: jax.Array, pool: Pool, num_examples: int, epochs: int, batch_size: int
 ) -> jax.Array:
     """Draws a task's examples without replacement and shuffles them anew for each epoch.
 
@@ -116,9 +283,12 @@ def draw_batches(
       int32 ``[epochs, num_batches, batch_size]``; what does not fill a batch is left out.
     """
     draw, shuffle = jax.random.split(key)
-    examples = jax.random.permutation(draw, num_examples)[:examples_per_task]
+    order = jax.random.permutation(draw, len(pool.indices))
+    if pool.valid is not None:
+        order = order[jnp.argsort(~pool.valid[order], stable=True)]
+    examples = pool.indices[order[:num_examples]]
     shuffled = jax.vmap(partial(jax.random.permutation, x=examples))(
         jax.random.split(shuffle, epochs)
     )
-    num_batches = examples_per_task // batch_size
+    num_batches = num_examples // batch_size
     return shuffled[:, : num_batches * batch_size].reshape(epochs, num_batches, batch_size)

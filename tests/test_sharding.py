@@ -124,7 +124,7 @@ def test_seeds_spread_over_devices_give_what_one_device_gives():
         from benchmarks import data, presets, train
         from benchmarks.methods import METHODS
         config = presets.config(
-            "permuted-digits", num_tasks=2, examples_per_task=200, epochs=1, hidden=(16,)
+            "permuted-digits", num_tasks=2, examples_per_task=200, epochs=1
         )
         run = train.run(config, METHODS["rgo"], data.load("digits"), num_seeds=3)
         print(json.dumps([run.losses.tolist(), run.r[:, 1].tolist()]))

@@ -51,7 +51,7 @@ class EwcTextbook:
     batches: int = 100
 
 
-BY_DATASET = {"cifar100": Ewc(every=50), "miniimagenet": Ewc(every=50)}
+BY_DATASET = {"cifar100": Ewc(every=50), "mini-imagenet": Ewc(every=50)}
 
 
 class Penalty(NamedTuple):

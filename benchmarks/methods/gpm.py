@@ -48,7 +48,7 @@ class Gpm:
 
 # The authors' for 20 tasks of CIFAR-100.
 _IMAGES = Gpm(first_threshold=0.98, threshold=0.98, growth=0.001, samples=125)
-BY_DATASET = {"cifar100": _IMAGES, "miniimagenet": dataclasses.replace(_IMAGES, samples=100)}
+BY_DATASET = {"cifar100": _IMAGES, "mini-imagenet": dataclasses.replace(_IMAGES, samples=100)}
 SGP_SCALE = 10.0
 
 

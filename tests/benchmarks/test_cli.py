@@ -50,7 +50,11 @@ def test_results_round_trip(folder, tmp_path):
     (first, second) = results.load_all(folder)
     copy = results.load(results.save(first, tmp_path))
     np.testing.assert_array_equal(copy.r, first.r)
-    assert copy._replace(r=0, losses=0) == first._replace(r=0, losses=0)
+    np.testing.assert_array_equal(copy.train, first.train)
+    arrays = {"r": 0, "losses": 0, "train": 0}
+    assert copy._replace(**arrays) == first._replace(**arrays)
+    assert (first.train_acc > 30).all()
+    assert (first.memory_bytes, second.memory_bytes) > (0, 0)
     assert first.acc.shape == (2,)
     np.testing.assert_allclose(
         first.accuracy_curve[0], [100 * first.r[0, 0, 0], 100 * first.r[0, 1].mean()]

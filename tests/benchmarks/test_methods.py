@@ -12,8 +12,8 @@ import optax
 import pytest
 
 import rgo_jax
-from benchmarks import data, presets, train
-from benchmarks.methods import METHODS, Problem, ewc, gpm, layers, memory_bytes, owm, replay
+from benchmarks import data, presets, tasks, train
+from benchmarks.methods import METHODS, Problem, ewc, gpm, layers, owm, replay
 from benchmarks.tasks import Task
 from rgo_jax import linen
 
@@ -193,7 +193,9 @@ def test_er_trains_on_the_batch_and_the_replayed_examples_alike():
 @pytest.mark.parametrize("head", ["shared", "frozen", "per_task"])
 def test_replayed_examples_go_through_their_own_task(digits, head):
     """Networks with FEL and heads of their own give each example its own task's output."""
-    problem = problem_of(two_tasks(head=head, num_tasks=3, fel=True), digits)
+    config = two_tasks(head=head, num_tasks=3, fel=True)
+    sequence = tasks.permuted(digits, 3)
+    problem = train.make_problem(config, METHODS["sgd"], sequence, digits.name, jax.random.key(1))
     params = problem.init(jax.random.key(0))
     drawn = replay.Drawn(
         jax.random.uniform(jax.random.key(1), (4, 64)),
@@ -401,38 +403,25 @@ def test_owm_alpha_falls_inside_a_task():
 
 
 def test_memory_is_counted_in_bytes(digits):
-    config = two_tasks(num_tasks=3, hidden=(5,))
-    found = {
-        name: memory_bytes(spec.build(problem_of(config, digits))) for name, spec in METHODS.items()
-    }
-    parameters = 64 * 5 + 5 + 5 * 10 + 10
+    config = two_tasks(num_tasks=3)
+    found = {name: train.memory_bytes(config, spec, digits) for name, spec in METHODS.items()}
+    layers = [(64, 100), (100, 100), (100, 10)]
+    parameters = sum(d * m + m for d, m in layers)
     ring = 3 * 10 * (64 * 4 + 1)
+    bases = sum(d**2 + d for d, _ in layers) + 3 * 2
     expected = {
-        "rgo": 4 * (64**2 + 5**2 + 5**2 + 10**2),
+        "rgo": 4 * sum(d**2 + m**2 for d, m in layers),
         "sgd": 0,
         "stl": 2 * 4 * parameters,
         "ewc": 3 * 4 * parameters,
         "ewc-textbook": 2 * 4 * parameters,
         "a-gem": ring,
         "er-ring": ring,
-        "gpm": 4 * (64**2 + 64 + 5**2 + 5 + 2 * 2),
-        "sgp": 4 * (64**2 + 64 + 5**2 + 5 + 2 * 2),
-        "owm": 4 * (64**2 + 5**2 + 2),
+        "gpm": 4 * bases,
+        "sgp": 4 * bases,
+        "owm": 4 * (sum(d**2 for d, _ in layers) + 3),
     }
     assert {name: found[name] for name in expected} == expected
-
-
-def problem_of(config, dataset):
-    """The problem that a run would give to its method."""
-    given = []
-
-    def build(problem):
-        given.append(problem)
-        return METHODS["sgd"].build(problem)
-
-    init, _ = train._functions(config, METHODS["sgd"]._replace(build=build), dataset)
-    init(0)
-    return given[0]
 
 
 @pytest.fixture(scope="module")
@@ -470,7 +459,7 @@ def test_forgets_less_than_sgd(digits, sgd, method):
 
 
 def test_any_method_runs_with_and_without_fel(digits):
-    quick = {"examples_per_task": 300, "epochs": 1, "hidden": (16,)}
+    quick = {"examples_per_task": 300, "epochs": 1}
     without = train.run(two_tasks(fel=False, **quick), METHODS["rgo"], digits, num_seeds=1)
     rgo_2 = train.run(two_tasks(**quick), METHODS["rgo-2"], digits, num_seeds=1)
     np.testing.assert_array_equal(without.r, rgo_2.r)
@@ -480,7 +469,7 @@ def test_any_method_runs_with_and_without_fel(digits):
 
 @pytest.mark.parametrize("method", BASELINES)
 def test_vmap_over_seeds_gives_what_map_gives(digits, monkeypatch, method):
-    config = two_tasks(examples_per_task=200, epochs=1, hidden=(16,))
+    config = two_tasks(examples_per_task=200, epochs=1)
     mapped = train.run(config, METHODS[method], digits, num_seeds=2)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     batched = train.run(config, METHODS[method], digits, num_seeds=2)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import tasks
+from benchmarks import data, tasks
 
 
 @pytest.mark.parametrize("degrees", [*tasks.LOS_ANGLES, 0.0, 90.0, 180.0, -30.0, 400.0])
@@ -34,36 +34,135 @@ def test_gather_pixels_permutes_scales_and_blanks():
     np.testing.assert_array_equal(floats, [[-1.0, 0.0]])
 
 
+def dataset(shape=(4, 5), num_classes=6, per_class=8, **fields):
+    """Images that tell their class and number: the first pixel and the second."""
+    labels = np.tile(np.arange(num_classes, dtype=np.int32), per_class)
+    images = np.zeros((len(labels), *shape), np.uint8)
+    images[:, 0, 0, ...] = labels.reshape(-1, *[1] * (len(shape) - 2)) * 10
+    images[:, 0, 1, ...] = np.arange(len(labels)).reshape(-1, *[1] * (len(shape) - 2))
+    return data.Dataset("made", images, labels, images[::2], labels[::2], **fields)
+
+
 def test_permuted_tasks_are_bijections_that_differ_by_task_and_seed():
-    index = tasks.permuted(4, 5, 3)
+    made = dataset()
+    sequence = tasks.permuted(made, 3)
+    assert (sequence.num_classes, sequence.input_shape, sequence.smallest) == (6, (20,), 48)
+    image = jnp.arange(20, dtype=jnp.uint8).reshape(1, 4, 5)
     seen = set()
     for seed in range(3):
         for task in range(3):
-            permutation = np.asarray(index(jax.random.key(seed), jnp.int32(task)))
+            key, task_id = jax.random.key(seed), jnp.int32(task)
+            pixels, labels = sequence.encode(key, task_id)(image, jnp.array([3]))
+            permutation = np.rint(np.asarray(pixels[0]) * 255)
             np.testing.assert_array_equal(np.sort(permutation), np.arange(20))
             seen.add(tuple(permutation.tolist()))
+            assert labels.tolist() == [3]
+            assert len(sequence.pool("test", key, task_id).indices) == 24
     assert len(seen) == 9
     assert tuple(range(20)) not in seen  # the first task is permuted too
 
 
 def test_rotated_tasks_are_the_same_for_every_seed():
-    index = tasks.rotated(8, 8, 20)
+    sequence = tasks.rotated(dataset((8, 8)), 20)
+    image = jnp.arange(1, 65, dtype=jnp.uint8).reshape(1, 8, 8)
     for task in (0, 19):
-        a = index(jax.random.key(0), jnp.int32(task))
-        b = index(jax.random.key(1), jnp.int32(task))
+        a, b = (
+            sequence.encode(jax.random.key(seed), jnp.int32(task))(image, jnp.zeros(1))[0]
+            for seed in (0, 1)
+        )
         np.testing.assert_array_equal(a, b)
-        np.testing.assert_array_equal(a, tasks.rotation_index(8, 8, tasks.LOS_ANGLES[task]))
-    with pytest.raises(ValueError, match=r"num_tasks is 21.*20 angles"):
-        tasks.rotated(8, 8, 21)
+        index = tasks.rotation_index(8, 8, tasks.LOS_ANGLES[task])
+        np.testing.assert_allclose(a[0] * 255, np.append(image.ravel(), 0)[index], rtol=1e-6)
+
+
+def tasks_of(sequence, made, seed, num_tasks):
+    """For each task the classes in it, as the images tell them, by label."""
+    found = []
+    for task in range(num_tasks):
+        key, task_id = jax.random.key(seed), jnp.int32(task)
+        classes: dict = {}
+        for split, images, labels in (
+            ("train", made.x_train, made.y_train),
+            ("test", made.x_test, made.y_test),
+        ):
+            pool = sequence.pool(split, key, task_id)
+            indices = np.asarray(pool.indices)
+            if pool.valid is not None:
+                indices = indices[np.asarray(pool.valid)]
+            assert len(np.unique(indices)) == len(indices)
+            x, y = sequence.encode(key, task_id)(
+                jnp.asarray(images[indices]), jnp.asarray(labels[indices])
+            )
+            assert x.shape == (len(indices), *sequence.input_shape)
+            mean = np.float64(made.x_train).mean(0).reshape(sequence.input_shape)
+            original = np.asarray(x) * 255 + mean
+            for label, image in zip(np.asarray(y), original, strict=True):
+                classes.setdefault(int(label), set()).add(round(float(image[0, 0, 0]) / 10))
+        assert set(classes) == set(range(sequence.num_classes))
+        assert all(len(values) == 1 for values in classes.values())
+        found.append([classes[label].pop() for label in range(sequence.num_classes)])
+    return found
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 3)])
+def test_split_deals_every_class_to_one_task(shape):
+    made = dataset(shape)
+    sequence = tasks.split(made, 3)
+    assert (sequence.num_classes, sequence.smallest) == (2, 16)
+    orders = [tasks_of(sequence, made, seed, 3) for seed in range(4)]
+    for order in orders:
+        assert sorted(np.ravel(order)) == list(range(6))
+    assert len({str(order) for order in orders}) > 1
+
+
+def test_split_takes_classes_of_different_sizes():
+    made = dataset()
+    keep = (made.y_train != 2) | (np.arange(48) < 20)  # class 2 has 3 images, the others 8
+    made = made._replace(x_train=made.x_train[keep], y_train=made.y_train[keep])
+    sequence = tasks.split(made, 3)
+    assert sequence.smallest == 3 + 8
+    assert sorted(np.ravel(tasks_of(sequence, made, 0, 3))) == list(range(6))
+    for task in range(3):
+        key = jax.random.key(0)
+        pool = sequence.pool("train", key, jnp.int32(task))
+        batches = np.asarray(tasks.draw_batches(key, pool, 11, 2, 11))
+        assert set(batches.ravel()) <= set(np.asarray(pool.indices)[np.asarray(pool.valid)])
+        assert len(np.unique(batches[0])) == 11
+
+
+def test_superclasses_are_tasks():
+    made = dataset(superclasses=np.array([1, 0, 2, 2, 0, 1], np.int32))
+    sequence = tasks.superclass(made, 3)
+    for seed in range(3):
+        found = tasks_of(sequence, made, seed, 3)
+        assert sorted(map(sorted, found)) == [[0, 5], [1, 4], [2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("sequence", "changes", "num_tasks", "match"),
+    [
+        ("permuted", {"shape": (4, 5, 3)}, 3, r"shape \(4, 5, 3\).*need grey ones"),
+        ("rotated", {}, 21, "num_tasks is 21.*20 angles"),
+        ("split", {}, 4, "num_tasks is 4, but made has 6 classes; expected a divisor"),
+        ("split", {}, 6, "at least 2"),
+        ("superclass", {}, 3, "made has no superclasses"),
+        ("superclass", {"superclasses": np.array([0, 0, 0, 1, 1, 2])}, 3, "of 1 to 3 classes"),
+        ("superclass", {"superclasses": np.array([0, 0, 1, 1, 2, 2])}, 4, "3 superclasses"),
+    ],
+)
+def test_sequences_that_cannot_be(sequence, changes, num_tasks, match):
+    with pytest.raises(ValueError, match=match):
+        tasks.SEQUENCES[sequence](dataset(**changes), num_tasks)
 
 
 def test_batches_are_drawn_without_replacement_and_shuffled_each_epoch():
-    batches = np.asarray(tasks.draw_batches(jax.random.key(0), 100, 47, 3, 10))
+    pool = tasks.Pool(jnp.arange(100))
+    batches = np.asarray(tasks.draw_batches(jax.random.key(0), pool, 47, 3, 10))
     assert batches.shape == (3, 4, 10)
     for epoch in batches:
         assert len(np.unique(epoch)) == 40
     drawn = [set(epoch.ravel()) for epoch in batches]
     assert len(set.union(*drawn)) <= 47
     assert not np.array_equal(batches[0], batches[1])
-    other = np.asarray(tasks.draw_batches(jax.random.key(1), 100, 47, 3, 10))
+    other = np.asarray(tasks.draw_batches(jax.random.key(1), pool, 47, 3, 10))
     assert set(other.ravel()) != set(batches.ravel())

@@ -1,0 +1,115 @@
+"""Checkpoints of a run, one after each task, so that a killed run goes on where it was."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.train import Progress
+
+_MEASURED = ("r", "train", "losses", "task_seconds")
+
+
+class Checkpoints:
+    """The latest checkpoint of one run, in a folder of its own.
+
+    Args:
+      folder: made with the first checkpoint.
+      experiment: all that decides the run's numbers, as JSON has it; a checkpoint of another
+        experiment is refused.
+    """
+
+    def __init__(self, folder: Path, experiment: dict[str, Any]) -> None:
+        self.folder = folder.absolute()  # orbax takes no other
+        self.experiment = json.loads(json.dumps(experiment))
+
+    def exists(self) -> bool:
+        """Whether there is something to go on from."""
+        return self.folder.is_dir() and self._latest() is not None
+
+    def save(self, progress: Progress) -> None:
+        """Writes a checkpoint, then removes the one before: a kill leaves one of them whole."""
+        import orbax.checkpoint as ocp
+
+        with self._manager() as manager:
+            manager.save(
+                progress.tasks_done,
+                args=ocp.args.Composite(
+                    experiment=ocp.args.JsonSave(self.experiment),
+                    measured=ocp.args.StandardSave(_measured(progress)),
+                    state=ocp.args.StandardSave(progress.state),
+                ),
+            )
+
+    def restore(self, fresh: Progress) -> Progress:
+        """Reads the latest checkpoint.
+
+        Args:
+          fresh: of the same run before its first task, to tell shapes and devices.
+
+        Raises:
+          ValueError: it is unreadable, or of another experiment.
+        """
+        import orbax.checkpoint as ocp
+
+        step = self._latest()
+        try:
+            with self._manager() as manager:
+                found = manager.restore(
+                    step, args=ocp.args.Composite(experiment=ocp.args.JsonRestore())
+                ).experiment
+                self._check(found)
+                restored = manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        measured=ocp.args.StandardRestore(_measured(fresh)),
+                        state=ocp.args.StandardRestore(
+                            jax.tree.map(ocp.utils.to_shape_dtype_struct, fresh.state)
+                        ),
+                    ),
+                )
+        except _OtherExperimentError:
+            raise
+        # orbax raises many kinds for files that are missing or cut short.
+        except Exception as error:
+            raise ValueError(
+                f"{self.folder}: the checkpoint after task {step} cannot be read ({error}). Delete "
+                "the folder to begin this run anew; finished results are not touched."
+            ) from error
+        measured = {name: np.asarray(restored.measured[name]) for name in _MEASURED}
+        return Progress(tasks_done=int(step or 0), state=restored.state, **measured)
+
+    def discard(self) -> None:
+        """Removes the folder: the run is finished, and its results are saved."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _check(self, found: dict[str, Any]) -> None:
+        keys = found.keys() | self.experiment.keys()
+        for key in sorted(keys):
+            ours, theirs = self.experiment.get(key), found.get(key)
+            if ours != theirs:
+                raise _OtherExperimentError(
+                    f"{self.folder}: a checkpoint of another run: its {key} is {theirs!r}; this "
+                    f"one's is {ours!r}. Choose another --out, or delete the folder to begin anew."
+                )
+
+    def _latest(self) -> int | None:
+        with self._manager() as manager:
+            return manager.latest_step()
+
+    def _manager(self) -> Any:
+        import orbax.checkpoint as ocp
+
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+        return ocp.CheckpointManager(self.folder, options=options)
+
+
+class _OtherExperimentError(ValueError):
+    pass
+
+
+def _measured(progress: Progress) -> dict[str, np.ndarray]:
+    return {name: getattr(progress, name) for name in _MEASURED}

@@ -1,0 +1,99 @@
+"""Runs that are killed, and go on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as cli
+from benchmarks import results
+from benchmarks.checkpoints import Checkpoints
+from benchmarks.train import Progress
+
+ROOT = Path(__file__).parent.parent.parent
+RUN = ["permuted-digits", "--methods", "sgd,rgo", "--seeds", "2", "--num-tasks", "6"]
+
+
+def kill_after_second_task(out):
+    """Starts the run in a process of its own, and kills it while rgo learns its third task."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks", *RUN, "--out", str(out)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 200
+    while not list(out.glob("*/rgo*.checkpoint/2/_CHECKPOINT_METADATA")):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_killed_run_goes_on_with_the_same_numbers(tmp_path, capsys):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    kill_after_second_task(killed)
+    (sgd,) = results.load_all(killed)  # finished before
+    assert cli.main([*RUN, "--out", str(killed)]) == 2
+    assert "an interrupted run of rgo. Go on with it by --resume" in capsys.readouterr().err
+    before = (killed / "permuted-digits" / sgd.file_name).stat().st_mtime_ns
+
+    assert cli.main([*RUN, "--resume", "--out", str(killed)]) == 0
+    assert cli.main([*RUN, "--out", str(whole)]) == 0
+    # What had finished was not run again.
+    assert (killed / "permuted-digits" / sgd.file_name).stat().st_mtime_ns == before
+    for resumed, expected in zip(results.load_all(killed), results.load_all(whole), strict=True):
+        assert resumed.method == expected.method
+        np.testing.assert_array_equal(resumed.r, expected.r)
+        np.testing.assert_array_equal(resumed.losses, expected.losses)
+        np.testing.assert_array_equal(resumed.train, expected.train)
+        assert (np.array(resumed.seconds["tasks"]) > 0).all()
+    assert not list(killed.glob("*/*.checkpoint"))
+
+
+def progress(tasks_done, value):
+    return Progress(
+        tasks_done=tasks_done,
+        r=np.full((1, 2, 2), value),
+        train=np.full((1, 2), np.nan),
+        losses=np.array([[1 / 3, value]]),
+        task_seconds=np.zeros(2),
+        state={"w": jnp.full(3, value), "count": jnp.int32(tasks_done)},
+    )
+
+
+def test_round_trip(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "run", {"head": "shared", "hidden": (1, 2)})
+    assert not checkpoints.exists()
+    for tasks_done in (1, 2):
+        checkpoints.save(progress(tasks_done, 0.1 * tasks_done))
+    assert checkpoints.exists()
+    restored = checkpoints.restore(progress(0, 0.0))
+    expected = progress(2, 0.2)
+    assert restored.tasks_done == 2
+    for name in ("r", "train", "losses"):
+        assert getattr(restored, name).dtype == np.float64
+        np.testing.assert_array_equal(getattr(restored, name), getattr(expected, name))
+    np.testing.assert_array_equal(restored.state["w"], expected.state["w"])
+    checkpoints.discard()
+    assert not checkpoints.exists()
+
+
+def test_foreign_and_corrupt_checkpoints_are_refused(tmp_path):
+    folder = tmp_path / "run"
+    Checkpoints(folder, {"head": "shared"}).save(progress(1, 0.5))
+    with pytest.raises(ValueError, match="its head is 'shared'; this one's is 'frozen'"):
+        Checkpoints(folder, {"head": "frozen"}).restore(progress(0, 0.0))
+    for file in folder.glob("1/state/**/*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(ValueError, match="checkpoint after task 1 cannot be read"):
+        Checkpoints(folder, {"head": "shared"}).restore(progress(0, 0.0))
+    assert folder.is_dir()  # nothing is removed
