@@ -146,7 +146,7 @@ def _order(result: Result) -> tuple[object, ...]:
 
 
 def _row(result: Result) -> list[str]:
-    acc, bwt = paper.NUMBERS.get((result.benchmark, result.method), (None, None))
+    acc, bwt = paper.numbers(result.benchmark, result.method, result.config)
     if PROTOCOL_FIELDS & set(result.changes):
         acc = bwt = None  # Another protocol than the paper's.
     single_task = METHODS[result.method].single_task

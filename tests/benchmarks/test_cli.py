@@ -118,7 +118,10 @@ def test_report_sets_the_papers_numbers_beside_ours():
         "| 1.5 |" in text
     )
     # Another protocol is not compared.
-    other = report.markdown([result._replace(changes={"epochs": 2})], {"permuted-mnist": "f.png"})
+    config = {"head": "frozen", "epochs": 2}
+    other = report.markdown([result._replace(config=config)], {"permuted-mnist": "f.png"})
+    assert "91.15" not in other
+    other = report.markdown([result._replace(changes={"fel": True})], {"permuted-mnist": "f.png"})
     assert "91.15" not in other
 
 
