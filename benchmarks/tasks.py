@@ -203,9 +203,9 @@ def _by_classes(
     counts = np.sort(np.bincount(dataset.y_train, minlength=dataset.num_classes))
 
     def pool(split: str, key: jax.Array, task_id: jax.Array) -> Pool:
-        indices = tables[split][classes(key)[task_id]].ravel()
-        padded = bool((tables[split] < 0).any())
-        return Pool(jnp.maximum(indices, 0), indices >= 0 if padded else None)
+        indices = jnp.asarray(tables[split])[classes(key)[task_id]].ravel()
+        is_full = tables[split].min() >= 0
+        return Pool(jnp.maximum(indices, 0), None if is_full else indices >= 0)
 
     def encode(
         key: jax.Array, task_id: jax.Array
@@ -227,13 +227,13 @@ def _by_classes(
     )
 
 
-def _examples_by_class(labels: np.ndarray, num_classes: int) -> jax.Array:
+def _examples_by_class(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """int32 ``[num_classes, most]``: each class's examples, filled up with -1."""
     table = np.full((num_classes, np.bincount(labels).max()), -1, np.int32)
     for label in range(num_classes):
         examples = np.flatnonzero(labels == label)
         table[label, : len(examples)] = examples
-    return jnp.asarray(table)
+    return table
 
 
 SEQUENCES: dict[str, Callable[[Dataset, int], Sequence]] = {

@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import pytest
 import rgo_jax
 from benchmarks import data, presets, train
 from benchmarks.methods import METHODS
-from benchmarks.models import ARCHITECTURES, FeedForward
+from benchmarks.models import ARCHITECTURES, Architecture, FeedForward
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,18 @@ def test_every_method_runs_under_every_head_policy(digits, method, head):
     assert run.task_seconds.shape == (3,)
     assert (run.train > 0.3).all()  # what was trained on is known
     assert not np.array_equal(run.r[0], run.r[1])  # seeds differ
+
+
+@pytest.mark.parametrize("network", ["lenet-5", "resnet-18"])
+def test_splits_by_class_are_learned(digits, network, monkeypatch):
+    """On grey images of 8 x 8, with classes of different sizes; heads of two classes each."""
+    narrow = ARCHITECTURES["resnet-18"].build.func
+    monkeypatch.setitem(ARCHITECTURES, "resnet-18", Architecture(partial(narrow, width=4), ()))
+    config = presets.config("split-digits", network=network, num_tasks=5, epochs=3)
+    config = train.fitted(dataclasses.replace(config, learning_rate=0.03), digits)
+    run = train.run(config, METHODS["rgo"], digits, num_seeds=1)
+    assert (np.diagonal(run.r[0]) > 0.9).all()
+    assert (run.train > 0.9).all()
 
 
 def test_runs_repeat_bit_for_bit_and_do_not_depend_on_the_number_of_seeds(digits):
