@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -222,15 +223,17 @@ class _Job(NamedTuple):
             "method": method,
             "seeds": self.num_seeds,
             "data": self.dataset.fingerprint(),
+            "devices": jax.local_device_count(),
         }
         return Checkpoints(self.path(method).with_suffix(".checkpoint"), experiment)
 
     def finished(self, method: str) -> results.Result | None:
-        """The result of an earlier run of the same experiment."""
-        if not self.path(method).exists():
+        """The result of an earlier run of the same experiment, unless a later one is unfinished."""
+        if not self.path(method).exists() or self.checkpoints(method).exists():
             return None
         found = results.load(self.path(method))
-        return found if found.config == json.loads(json.dumps(self.description)) else None
+        same = found.config == json.loads(json.dumps(self.description))
+        return found if same and found.data == self.dataset.fingerprint() else None
 
     def run(self, method: str, resume: bool, console: Console) -> results.Result:
         checkpoints = self.checkpoints(method)
@@ -260,6 +263,7 @@ class _Job(NamedTuple):
             self.description,
             run,
             kept,
+            self.dataset.fingerprint(),
             self.origin,
         )
         results.save(result, self.out)

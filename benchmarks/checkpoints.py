@@ -93,7 +93,8 @@ class Checkpoints:
             if ours != theirs:
                 raise _OtherExperimentError(
                     f"{self.folder}: a checkpoint of another run: its {key} is {theirs!r}; this "
-                    f"one's is {ours!r}. Choose another --out, or delete the folder to begin anew."
+                    f"one's is {ours!r}. Go on with it as it was begun, choose another --out, or "
+                    "delete the folder to begin anew."
                 )
 
     def _latest(self) -> int | None:

@@ -269,36 +269,45 @@ def measure_device(rounds: int) -> dict[str, float]:
     }
 
 
-def measure_tasks(counts: Sequence[int], rounds: int, d: int = 256) -> list[Any]:
-    """Consolidating one more task, and one step after it, as tasks go by."""
-    tx = rgo_jax.rgo(0.1)
-    params = jnp.zeros((d, d))
-    state = tx.init(params)
-    vectors = jax.random.normal(jax.random.key(0), (100, d))
-    fold = jax.jit(
-        lambda state, key: rgo_jax.consolidate(
-            state, lambda v: v[:, None], vectors + jax.random.normal(key, vectors.shape)
-        )
-    )
-    rows, done = [], 0
-    for count in counts:
-        for task in range(done, count):
-            state = fold(state, jax.random.key(task))
-        done = count
-        programs = [
-            compiled(lambda s: fold(s, jax.random.key(0)), state),
-            compiled(lambda s, p: tx.update(p, s), state, params),
-        ]
-        consolidation, step = interleaved(programs, rounds)
-        memory = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 2**20
-        rows.append(
-            {
-                "tasks": count,
-                "consolidation ms": 1e3 * consolidation,
-                "update ms": 1e3 * step,
-                "state MiB": memory,
-            }
-        )
+def measure_tasks(
+    dims: Sequence[int], counts: Sequence[int], rounds: int, vectors: int = 100
+) -> list[Any]:
+    """Consolidating one more task, and one update after it, as tasks go by; and what P is then."""
+    rows = []
+    for d in dims:
+        tx = rgo_jax.rgo(0.1)
+        params = jnp.zeros((d, 64))
+        state, done = tx.init(params), 0
+
+        def fold(state: Any, key: jax.Array, d: int = d) -> Any:
+            drawn = jax.random.normal(key, (vectors, d)) / d**0.5
+            # Folded in is the sum over the columns.
+            return rgo_jax.consolidate(
+                state, lambda v: jnp.broadcast_to(v[:, None] / 64, (d, 64)), drawn
+            )
+
+        fold = jax.jit(fold)
+        for count in counts:
+            for task in range(done, count):
+                state = fold(state, jax.random.key(task))
+            done = count
+            programs = [
+                compiled(fold, state, jax.random.key(count)),
+                compiled(lambda s, p, tx=tx: tx.update(p, s), state, params),
+            ]
+            consolidation, update = interleaved(programs, rounds)
+            projection = state[0].projection
+            rows.append(
+                {
+                    "d": d,
+                    "tasks": count,
+                    "consolidation ms": 1e3 * consolidation,
+                    "update ms": 1e3 * update,
+                    "state MiB": sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 2**20,
+                    "smallest eigenvalue of P": float(jnp.linalg.eigvalsh(projection)[0]),
+                    "asymmetry": float(jnp.max(jnp.abs(projection - projection.T))),
+                }
+            )
     return rows
 
 
@@ -344,7 +353,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "A convolution, forward and backward, batch 10": measure_convolutions(arguments.rounds),
         "A step of five seeds (MLP, batch 10, fused)": measure_seeds(arguments.rounds),
         "This device": [measure_device(arguments.rounds)],
-        "As tasks go by (d = 256, 100 vectors a task)": measure_tasks(tasks, arguments.rounds),
+        "As tasks go by, 100 vectors a task": measure_tasks(
+            [dims[0], dims[-1]], tasks, arguments.rounds
+        ),
     }
     text = markdown(sections, results.provenance(command))
     with replacing(arguments.out) as temporary:

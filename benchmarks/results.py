@@ -40,6 +40,7 @@ class Result(NamedTuple):
       train: ``[num_seeds, num_tasks]``, accuracy on the training examples, see
         `benchmarks.train.Run`; None in older files.
       memory_bytes: what the method keeps from one task for the next; None in older files.
+      data: the dataset's fingerprint; None in older files.
     """
 
     benchmark: str
@@ -54,6 +55,7 @@ class Result(NamedTuple):
     provenance: dict[str, Any]
     train: np.ndarray | None = None
     memory_bytes: int | None = None
+    data: str | None = None
 
     @property
     def acc(self) -> np.ndarray:
@@ -100,6 +102,7 @@ def collect(
     config: dict[str, Any],
     run: Run,
     memory_bytes: int,
+    data: str,
     origin: dict[str, Any],
 ) -> Result:
     """Puts a finished run together with where it came from, a `provenance`."""
@@ -118,6 +121,7 @@ def collect(
         provenance=origin,
         train=run.train,
         memory_bytes=memory_bytes,
+        data=data,
     )
 
 

@@ -228,7 +228,17 @@ def _by_classes(
 
 
 def _examples_by_class(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """int32 ``[num_classes, most]``: each class's examples, filled up with -1."""
+    """int32 ``[num_classes, most]``: each class's examples, filled up with -1.
+
+    Raises:
+      ValueError: a class has no examples.
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    if not counts.all():
+        raise ValueError(
+            f"Class {counts.argmin()} has no examples in the training or in the test data; "
+            f"expected some of each class, 0 to {num_classes - 1}, in both."
+        )
     table = np.full((num_classes, np.bincount(labels).max()), -1, np.int32)
     for label in range(num_classes):
         examples = np.flatnonzero(labels == label)

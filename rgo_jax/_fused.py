@@ -45,8 +45,22 @@ _project_gradient.defvjp(_project_gradient_fwd, _project_gradient_bwd)
 
 
 def project_gradient(parameter: jax.Array, projection: jax.Array | None) -> jax.Array:
-    """The identity, whose gradient in ``parameter`` is projected: ``P g``."""
-    return parameter if projection is None else _project_gradient(parameter, projection)
+    """The identity, whose gradient in ``parameter`` is projected: ``P g``.
+
+    Raises:
+      ValueError: the projection is not for a parameter of this shape.
+    """
+    if projection is None:
+        return parameter
+    d = _projection.dim(projection)
+    if not _geometry.is_fan_in(parameter.shape, d):
+        raise ValueError(
+            f"A layer has a parameter of shape {parameter.shape} and was handed a projection of "
+            f"shape {projection.shape}, for leading axes with a product of {d}. Hand it its own; "
+            "where layers are stacked and scanned, set FanIn(blocks=layers) and scan the "
+            "projections along with the parameters."
+        )
+    return _project_gradient(parameter, projection)
 
 
 def dot(
@@ -70,7 +84,8 @@ def dot(
       ``[..., m]`` in ``dtype``.
     """
     rows = math.prod(x.shape[:-1])
-    if projection is None or rows >= kernel.shape[1]:
+    fits = projection is not None and _projection.dim(projection) == kernel.shape[0]
+    if not fits or rows >= kernel.shape[1]:
         kernel = project_gradient(kernel, projection).astype(dtype)
         return jnp.matmul(x.astype(dtype), kernel, precision=precision)
 
@@ -135,6 +150,9 @@ def conv(
       ``[b, *spatial, cout]`` in ``dtype``.
     """
     window = kernel.shape[:-2]
+    if projection is not None and _projection.dim(projection) != math.prod(kernel.shape[:-1]):
+        # A FanIn of the user's own, which patches do not fit.
+        kernel, projection = project_gradient(kernel, projection), None
     if feature_group_count == 1 and all(step == 1 for step in lhs_dilation):
         if isinstance(padding, str):
             spans = [(size - 1) * step + 1 for size, step in zip(window, rhs_dilation, strict=True)]

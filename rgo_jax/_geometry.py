@@ -18,7 +18,7 @@ import optax
 
 Path = tuple[Any, ...]
 
-_BOX = (jax.tree_util.GetAttrKey("value"),)
+_BOX = [(jax.tree_util.GetAttrKey("value"),)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,18 +144,16 @@ def leaves_by_path(tree: Any, leaf_type: type | tuple[()] = ()) -> dict[Path, An
     Flax's boxes (`unboxed`) leave no trace in a path, so that trees match with and without them.
     """
     flat, _ = jax.tree_util.tree_flatten_with_path(
-        tree, is_leaf=lambda node: isinstance(node, leaf_type)
+        unboxed(tree), is_leaf=lambda node: isinstance(node, leaf_type)
     )
-    return {_without_box(path): leaf for path, leaf in flat}
+    return dict(flat)
 
 
 def map_with_path(fn: Callable[[Path, Any], Any], tree: Any) -> Any:
     """`jax.tree_util.tree_map_with_path` with the paths of `leaves_by_path`."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: fn(_without_box(path), leaf), tree)
-
-
-def _without_box(path: Path) -> Path:
-    return path[:-1] if path[-1:] == _BOX else path
+    paths = leaves_by_path(tree)
+    leaves, treedef = jax.tree.flatten(tree)
+    return jax.tree.unflatten(treedef, map(fn, paths, leaves))
 
 
 def unboxed(tree: Any) -> Any:
@@ -167,8 +165,9 @@ def unboxed(tree: Any) -> Any:
     def is_box(node: Any) -> bool:
         if isinstance(node, tuple):  # A NamedTuple of the user's.
             return False
-        leaves, _ = jax.tree_util.tree_flatten_with_path(node)
-        return [path for path, _ in leaves] == [_BOX]
+        # None, which a tree of specs has for other parameters, counts as a leaf here.
+        leaves, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is None)
+        return [path for path, _ in leaves] == _BOX
 
     def unbox(node: Any) -> Any:
         return jax.tree.leaves(node)[0] if is_box(node) else node

@@ -59,7 +59,7 @@ def project_rows(projection: jax.Array, rows: jax.Array) -> jax.Array:
     """
     rows = rows.astype(projection.dtype)
     if projection.ndim == 1:
-        return _scale(projection) * projection * rows
+        return _scale(projection) * projection[None] * rows
     if projection.ndim == 2:
         return _scale(projection) * jnp.matmul(rows, projection, precision=_HIGHEST)
     blocks = jnp.moveaxis(rows.reshape(-1, *projection.shape[:-1]), -2, 0)

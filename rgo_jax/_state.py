@@ -15,10 +15,11 @@ class RgoState(NamedTuple):
 
     Attributes:
       num_updates: int32 scalar, how many curvature vectors have been folded in so far.
-      projection: a tree like the parameters. A leaf seen as ``[d, m]`` has a ``P [d, d]``,
-        symmetric positive definite, in float32 or better, not normalised: it equals
-        ``alpha (alpha I + sum v v')^-1`` over all vectors ``v`` folded in. Where a
-        `rgo_jax.FanIn` asks for it, ``P`` is ``[blocks, b, b]`` or its diagonal ``[d]``.
+      projection: a tree like the parameters, but for Flax's boxes around single arrays. A leaf
+        seen as ``[d, m]`` has a ``P [d, d]``, symmetric positive definite, in float32 or better,
+        not normalised: it equals ``alpha (alpha I + sum v v')^-1`` over all vectors ``v`` folded
+        in. Where a `rgo_jax.FanIn` asks for it, ``P`` is ``[blocks, b, b]`` or its diagonal
+        ``[d]``.
     """
 
     num_updates: jax.Array

@@ -63,6 +63,10 @@ class Dense(nn.Dense):
     Tell the optimizer not to project again: ``rgo_jax.rgo(0.1, projected=True)`` where all layers
     under RGO are of this kind, or ``projected=projected_by(model, params, x)`` where some are.
 
+    Flax's lifted transforms hand on only the collections they are told of: `flax.linen.scan` needs
+    ``variable_axes={"params": 0, "projections": 0}``. Without, the layers do not project, which
+    `projected_by` sees and ``projected=True`` does not.
+
     Forward-mode differentiation (`jax.jvp`) of the projected layer is not supported.
 
     Example:

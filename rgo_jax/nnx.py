@@ -194,29 +194,58 @@ def _with_hook(
     return base.__call__(SimpleNamespace(**fields), inputs)
 
 
-def _projecting_layers(model: nnx.Module) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    for path, node in nnx.iter_graph(model):
-        if isinstance(node, Linear | Conv):
-            yield path, node
+def _projected_parameters(model: nnx.Module) -> list[tuple[Any, str, tuple[Any, ...]]]:
+    """Each layer of this module with the name of a parameter and that parameter's path.
+
+    A parameter that layers share has one path, in the model's state as in the optimizer's.
+
+    Raises:
+      ValueError: a layer of another kind shares it, which would not project its gradient.
+    """
+    nodes = list(nnx.iter_graph(model))
+    paths: dict[int, tuple[Any, ...]] = {}
+    for path, node in nodes:
+        if isinstance(node, nnx.Variable):
+            paths.setdefault(id(node), path)  # The first, as in the model's state.
+    found, shared = [], {}
+    for path, node in nodes:
+        if not isinstance(node, nnx.Module):
+            continue
+        for name, value in vars(node).items():
+            if not isinstance(value, nnx.Variable):
+                continue
+            if isinstance(node, Linear | Conv) and name in _PARAMETERS:
+                found.append((node, name, paths[id(value)]))
+            else:
+                shared[paths[id(value)]] = path
+    for _, _, parameter in found:
+        if parameter in shared:
+            raise ValueError(
+                f"The parameter {'/'.join(map(str, parameter))!r} is shared with the layer "
+                f"{'/'.join(map(str, shared[parameter]))!r}, which does not project gradients. Use "
+                "layers of rgo_jax.nnx for both, or for neither."
+            )
+    return found
 
 
 @contextlib.contextmanager
 def projecting(model: nnx.Module, opt_state: optax.OptState) -> Iterator[None]:
     """Lends the layers of this module their projections, so that they project their gradients.
 
-    Compute gradients inside it; outside, and at the end of a task, the model's gradients are the
+    Compute gradients inside it and nothing else; outside, as `consolidate` needs them, they are the
     plain ones. Pure bookkeeping, under `nnx.jit` as well as outside.
 
     Args:
-      model: the model, or what `nnx.merge` makes of its parts inside a loss function.
+      model: the whole model that the optimizer was made with, or what `nnx.merge` makes of its
+        parts inside a loss function.
       opt_state: the state of the optimizer that trains it: ``optimizer.opt_state``.
 
     Yields:
       None.
 
     Raises:
-      ValueError: no `rgo_jax.RgoState` in ``opt_state``, or none of its projections is for a
-        layer of this module.
+      ValueError: no `rgo_jax.RgoState` in ``opt_state``; none of its projections is for a layer of
+        this module; or such a layer shares a parameter with a layer of another kind.
 
     Example:
       >>> import jax.numpy as jnp, rgo_jax, rgo_jax.nnx
@@ -234,10 +263,9 @@ def projecting(model: nnx.Module, opt_state: optax.OptState) -> Iterator[None]:
 
     _state.map_states(collect, opt_state)
     borrowers = [
-        (layer, f"{name}_projection", projections[(*path, name)])
-        for path, layer in _projecting_layers(model)
-        for name in _PARAMETERS
-        if (*path, name) in projections
+        (layer, f"{name}_projection", projections[path])
+        for layer, name, path in _projected_parameters(model)
+        if path in projections
     ]
     if not borrowers:
         raise ValueError(
@@ -245,13 +273,14 @@ def projecting(model: nnx.Module, opt_state: optax.OptState) -> Iterator[None]:
             f"of the {type(model).__name__}. Use those layers, or let the optimizer project: "
             "rgo_jax.rgo(...) without projected, and no projecting()."
         )
+    before = [getattr(layer, name) for layer, name, _ in borrowers]
     try:
         for layer, name, projection in borrowers:
             setattr(layer, name, Projection(projection))
         yield
     finally:
-        for layer, _, _ in borrowers:
-            _borrow_nothing(layer)
+        for (layer, name, _), projection in zip(borrowers, before, strict=True):
+            setattr(layer, name, nnx.data(projection))
 
 
 def _graph_path(path: _geometry.Path) -> tuple[Any, ...]:
@@ -279,7 +308,7 @@ def projected_by(model: nnx.Module, wrt: Any = nnx.Param) -> Any:
       >>> tx = rgo_jax.rgo(0.1, projected=rgo_jax.nnx.projected_by(model))
       >>> optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     """
-    own = {(*path, name) for path, _ in _projecting_layers(model) for name in _PARAMETERS}
+    own = {path for _, _, path in _projected_parameters(model)}
     return _geometry.map_with_path(
         lambda path, _: _graph_path(path) in own, _arrays(nnx.state(model, wrt))
     )
@@ -307,7 +336,7 @@ def consolidate(
       block_size: as for `rgo_jax.consolidate`.
 
     Raises:
-      ValueError: as `rgo_jax.consolidate`.
+      ValueError: as `rgo_jax.consolidate`; or it is called inside `projecting`.
 
     Example:
       >>> import jax.numpy as jnp, rgo_jax, rgo_jax.nnx
@@ -324,6 +353,12 @@ def consolidate(
       >>> int(optimizer.opt_state[0].num_updates[...])
       5
     """
+    for layer, name, _ in _projected_parameters(model):
+        if _lent(layer, name) is not None:
+            raise ValueError(
+                "consolidate was called inside projecting(), where gradients are projected ones. "
+                "Call it outside."
+            )
     graph, params, rest = nnx.split(model, optimizer.wrt, ...)  # type: ignore[misc]
 
     def output(params: Any, batch: Any) -> jax.Array:

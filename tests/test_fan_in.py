@@ -1,5 +1,7 @@
 """Parameters that the default geometry does not fit: attention, stacked layers, embeddings."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -190,3 +192,22 @@ def test_specs_that_do_not_fit(fan_in, match):
 def test_impossible_specs(values):
     with pytest.raises(ValueError, match="expected"):
         FanIn(**values)
+
+
+def test_a_field_named_value_is_no_box():
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass
+    class Attention:
+        query: object
+        value: object
+        out: object
+
+    params = Attention(*(jnp.ones((8, 2, 4)) for _ in range(3)))
+    spec = Attention(None, rgo_jax.FanIn(num_axes=1), None)
+    tx = rgo_jax.scale_by_rgo(fan_in=spec)
+    state = tx.init(params)
+    shapes = [p.shape for p in jax.tree.leaves(state.projection)]
+    assert shapes == [(16, 16), (8, 8), (16, 16)]
+    assert rgo_jax.projection_stats(state).keys() == {"query", "value", "out"}
+    updates, _ = tx.update(params, rgo_jax.rls_update(state, params))
+    assert isinstance(updates, Attention)

@@ -211,3 +211,84 @@ def test_errors():
     linear = rgo_jax.nnx.Linear(3, 2, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="out_sharding is set"):
         linear(jnp.ones((1, 3)), out_sharding=jax.sharding.PartitionSpec())
+
+
+def test_layers_that_share_a_kernel():
+    class Tied(nnx.Module):
+        def __init__(self, second, rngs):
+            self.a = rgo_jax.nnx.Linear(6, 6, rngs=rngs)
+            self.b = second(6, 6, rngs=rngs)
+            self.b.kernel = self.a.kernel
+
+        def __call__(self, x):
+            return self.b(nnx.relu(self.a(x)))
+
+    def loss(model):
+        return jnp.sum(model(jax.random.normal(jax.random.key(0), (3, 6))) ** 2)
+
+    model = Tied(rgo_jax.nnx.Linear, nnx.Rngs(0))
+    tx = rgo_jax.scale_by_rgo()
+    plain = nnx.grad(loss)(model)
+    state = rgo_jax.rls_update(tx.init(nnx.state(model)), plain)
+    expected, _ = tx.update(plain, state)
+    with rgo_jax.nnx.projecting(model, state):
+        projected = nnx.grad(loss)(model)
+    assert_close(projected, expected, rtol=1e-3, atol=1e-3)
+
+    half = Tied(nnx.Linear, nnx.Rngs(0))
+    with (
+        pytest.raises(ValueError, match=r"'a/kernel' is shared with the layer 'b', which does not"),
+        rgo_jax.nnx.projecting(half, state),
+    ):
+        pass
+
+
+def test_projecting_inside_projecting_and_consolidating_inside():
+    model = Net(rgo_jax.nnx.Linear, rgo_jax.nnx.Linear, nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, rgo_jax.rgo(0.1, projected=True), wrt=nnx.Param)
+    x, y = jnp.ones((2, 4, 6)), jnp.zeros((2, 4), jnp.int32)
+
+    def output(model, batch):
+        return rgo_jax.curvature_output(model(batch[0], 0), batch[1])
+
+    rgo_jax.nnx.consolidate(model, optimizer, output, (x, y))
+
+    def gradient():
+        return nnx.grad(lambda model: cross_entropy(model(x[0], 0), y[0]))(model)
+
+    with rgo_jax.nnx.projecting(model, optimizer.opt_state):
+        before = gradient()
+        with rgo_jax.nnx.projecting(model, optimizer.opt_state):
+            pass
+        assert_close(gradient(), before, rtol=0)
+        with pytest.raises(ValueError, match=r"inside projecting\(\).*Call it outside"):
+            rgo_jax.nnx.consolidate(model, optimizer, output, (x, y))
+
+
+def test_projections_that_do_not_fit_are_refused_or_used_rightly():
+    conv = rgo_jax.nnx.Conv(3, 64, (3, 3), use_bias=False, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (1, 5, 5, 3))
+
+    def loss(conv):
+        return jnp.sum(jnp.sin(conv(x)))
+
+    params, plain = nnx.state(conv), nnx.grad(loss)(conv)
+    for spec in (
+        rgo_jax.FanIn(num_axes=2),
+        rgo_jax.FanIn(num_axes=2, blocks=3),
+        rgo_jax.FanIn(blocks=3),
+        rgo_jax.FanIn(diagonal=True),
+    ):
+        tx = rgo_jax.scale_by_rgo(fan_in={"kernel": spec})
+        state = rgo_jax.rls_update(tx.init(params), plain)
+        with rgo_jax.nnx.projecting(conv, state):
+            projected = nnx.grad(loss)(conv)
+        assert_close(projected, tx.update(plain, state)[0], rtol=1e-3, atol=1e-3)
+
+    linear = rgo_jax.nnx.Linear(5, 2, rngs=nnx.Rngs(0))
+    other = rgo_jax.rgo(0.1).init(nnx.state(rgo_jax.nnx.Linear(4, 2, rngs=nnx.Rngs(0))))
+    with (
+        rgo_jax.nnx.projecting(linear, other),
+        pytest.raises(ValueError, match=r"shape \(5, 2\) and was handed a projection of shape \(4"),
+    ):
+        linear(jnp.ones((1, 5)))

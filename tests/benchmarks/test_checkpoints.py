@@ -58,6 +58,30 @@ def test_killed_run_goes_on_with_the_same_numbers(tmp_path, capsys):
     assert not list(killed.glob("*/*.checkpoint"))
 
 
+def test_resume_neither_hides_an_unfinished_run_nor_takes_other_data_for_its_own(tmp_path, capsys):
+    def write_data(seed):
+        rng = np.random.default_rng(seed)
+        arrays = {f"y_{s}": np.arange(200) % 2 for s in ("train", "test")}
+        arrays |= {f"x_{s}": rng.random((200, 4, 4), np.float32) for s in ("train", "test")}
+        np.savez(tmp_path / "mine.npz", **arrays)
+
+    run = ["permuted", "--data", str(tmp_path / "mine.npz"), "--num-tasks", "2", "--seeds", "1"]
+    run += ["--methods", "sgd", "--out", str(tmp_path / "out")]
+    write_data(0)
+    assert cli.main(run) == 0
+    (first,) = results.load_all(tmp_path / "out")
+    write_data(1)
+    assert cli.main([*run, "--resume"]) == 0
+    (second,) = results.load_all(tmp_path / "out")
+    assert not np.array_equal(first.losses, second.losses)
+
+    # A later run of the same that was killed is gone on with, whatever finished before.
+    unfinished = tmp_path / "out" / "permuted-mine" / second.file_name
+    Checkpoints(unfinished.with_suffix(".checkpoint"), {"head": "x"}).save(progress(1, 0.5))
+    assert cli.main([*run, "--resume"]) == 2
+    assert "a checkpoint of another run" in capsys.readouterr().err
+
+
 def progress(tasks_done, value):
     return Progress(
         tasks_done=tasks_done,

@@ -14,9 +14,11 @@ def test_projecting_layers_cost_a_fraction_of_plain_projection(network):
 
 
 def test_the_state_does_not_grow_with_tasks():
-    first, last = perf.measure_tasks((1, 5), rounds=1, d=32)
+    first, last = perf.measure_tasks([32], (1, 5), rounds=1)
     assert (first["tasks"], last["tasks"]) == (1, 5)
     assert first["state MiB"] == last["state MiB"]
+    assert 0 < last["smallest eigenvalue of P"] < first["smallest eigenvalue of P"] < 1
+    assert last["asymmetry"] == 0
 
 
 def test_command_line(tmp_path, capsys):
