@@ -40,8 +40,8 @@ def projection_sharding(opt_state: optax.OptState, mesh: Mesh, axis: str) -> Any
       >>> shapes = jax.eval_shape(tx.init, params)
       >>> shardings = rgo_jax.projection_sharding(shapes, mesh, "data")
       >>> opt_state = jax.jit(tx.init, out_shardings=shardings)(params)
-      >>> print(opt_state[0].projection["kernel"].sharding.spec)
-      PartitionSpec('data', None)
+      >>> tuple(opt_state[0].projection["kernel"].sharding.spec)
+      ('data', None)
     """
     if axis not in mesh.shape:
         names = ", ".join(repr(name) for name in mesh.shape)

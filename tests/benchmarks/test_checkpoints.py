@@ -37,6 +37,7 @@ def kill_after_second_task(out):
     assert process.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_with_the_same_numbers(tmp_path, capsys):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     kill_after_second_task(killed)

@@ -450,6 +450,7 @@ def forgetting(run):
 BASELINES = [name for name in METHODS if name not in ("rgo", "rgo-2", "sgd", "stl")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", BASELINES)
 def test_forgets_less_than_sgd(digits, sgd, method):
     found = forgetting(train.run(two_tasks(), METHODS[method], digits, num_seeds=1))
@@ -467,6 +468,7 @@ def test_any_method_runs_with_and_without_fel(digits):
     assert not np.array_equal(with_fel.r, rgo_2.r)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", BASELINES)
 def test_vmap_over_seeds_gives_what_map_gives(digits, monkeypatch, method):
     config = two_tasks(examples_per_task=200, epochs=1)
