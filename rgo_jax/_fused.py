@@ -53,7 +53,8 @@ def project_gradient(parameter: jax.Array, projection: jax.Array | None) -> jax.
     if projection is None:
         return parameter
     d = _projection.dim(projection)
-    if not _geometry.is_fan_in(parameter.shape, d):
+    # A d of 1 is for a bias seen as [1, m], whose input is always 1.
+    if d != 1 and not _geometry.is_fan_in(parameter.shape, d):
         raise ValueError(
             f"A layer has a parameter of shape {parameter.shape} and was handed a projection of "
             f"shape {projection.shape}, for leading axes with a product of {d}. Hand it its own; "
