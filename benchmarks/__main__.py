@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from benchmarks import data, presets, report, results, train
+from benchmarks import data, experiment, presets, report, results, train
 from benchmarks.checkpoints import Checkpoints
 from benchmarks.methods import METHODS
 from benchmarks.models import ARCHITECTURES, HEADS
@@ -164,8 +164,8 @@ def _run(argv: list[str], console: Console) -> int:
         if config.validation:
             dataset = dataset.validation()
         if arguments.examples_per_task is None:
-            config = train.fitted(config, dataset)
-        train.check(config, dataset)
+            config = experiment.fitted(config, dataset)
+        experiment.check(config, dataset)
         preset = presets.config(name, arguments.preset, arguments.data)
         differing = {
             field: value for field, value in changes.items() if value != getattr(preset, field)
@@ -254,7 +254,7 @@ class _Job(NamedTuple):
                 _Display(progress, " ".join(title), self.config.num_tasks, checkpoints),
                 checkpoints.restore if resume and checkpoints.exists() else None,
             )
-        kept = train.memory_bytes(self.config, spec, self.dataset)
+        kept = experiment.memory_bytes(self.config, spec, self.dataset)
         result = results.collect(
             self.benchmark,
             method,

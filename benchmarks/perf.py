@@ -196,7 +196,7 @@ def measure_consolidation(dims: Sequence[int], rounds: int, count: int = 1000) -
     return rows
 
 
-def measure_convolutions(rounds: int, batch_size: int = 10, steps: int = 10) -> list[Any]:
+def measure_convolutions(rounds: int, batch_size: int = 10, steps: int = 3) -> list[Any]:
     """Forward and backward passes of convolutions, one after the other and inside a scan."""
     rows = []
     for features, shape in ((50, (16, 16, 20)), (128, (16, 16, 64))):

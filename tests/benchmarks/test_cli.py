@@ -118,11 +118,10 @@ def test_report_sets_the_papers_numbers_beside_ours():
         "| 1.5 |" in text
     )
     # Another protocol is not compared.
-    config = {"head": "frozen", "epochs": 2}
-    other = report.markdown([result._replace(config=config)], {"permuted-mnist": "f.png"})
-    assert "91.15" not in other
-    other = report.markdown([result._replace(changes={"fel": True})], {"permuted-mnist": "f.png"})
-    assert "91.15" not in other
+    for change in ({"epochs": 2}, {"num_tasks": 3}, {"fel": True}, {"network": "mlp-100"}):
+        changed = result._replace(changes=change, config=result.config | change)
+        other = report.markdown([changed], {"permuted-mnist": "f.png"})
+        assert "91.15" not in other
 
 
 @pytest.mark.parametrize(

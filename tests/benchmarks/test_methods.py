@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import rgo_jax
-from benchmarks import data, presets, tasks, train
+from benchmarks import data, experiment, presets, tasks, train
 from benchmarks.methods import METHODS, Problem, ewc, gpm, layers, owm, replay
 from benchmarks.tasks import Task
 from rgo_jax import linen
@@ -195,7 +195,9 @@ def test_replayed_examples_go_through_their_own_task(digits, head):
     """Networks with FEL and heads of their own give each example its own task's output."""
     config = two_tasks(head=head, num_tasks=3, fel=True)
     sequence = tasks.permuted(digits, 3)
-    problem = train.make_problem(config, METHODS["sgd"], sequence, digits.name, jax.random.key(1))
+    problem = experiment.make_problem(
+        config, METHODS["sgd"], sequence, digits.name, jax.random.key(1)
+    )
     params = problem.init(jax.random.key(0))
     drawn = replay.Drawn(
         jax.random.uniform(jax.random.key(1), (4, 64)),
@@ -404,7 +406,7 @@ def test_owm_alpha_falls_inside_a_task():
 
 def test_memory_is_counted_in_bytes(digits):
     config = two_tasks(num_tasks=3)
-    found = {name: train.memory_bytes(config, spec, digits) for name, spec in METHODS.items()}
+    found = {name: experiment.memory_bytes(config, spec, digits) for name, spec in METHODS.items()}
     layers = [(64, 100), (100, 100), (100, 10)]
     parameters = sum(d * m + m for d, m in layers)
     ring = 3 * 10 * (64 * 4 + 1)

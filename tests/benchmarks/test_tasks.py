@@ -40,7 +40,8 @@ def dataset(shape=(4, 5), num_classes=6, per_class=8, **fields):
     images = np.zeros((len(labels), *shape), np.uint8)
     images[:, 0, 0, ...] = labels.reshape(-1, *[1] * (len(shape) - 2)) * 10
     images[:, 0, 1, ...] = np.arange(len(labels)).reshape(-1, *[1] * (len(shape) - 2))
-    return data.Dataset("made", images, labels, images[::2], labels[::2], **fields)
+    half = len(labels) // 2
+    return data.Dataset("made", images, labels, images[half:], labels[half:], **fields)
 
 
 def test_permuted_tasks_are_bijections_that_differ_by_task_and_seed():
@@ -128,6 +129,13 @@ def test_split_takes_classes_of_different_sizes():
         batches = np.asarray(tasks.draw_batches(key, pool, 11, 2, 11))
         assert set(batches.ravel()) <= set(np.asarray(pool.indices)[np.asarray(pool.valid)])
         assert len(np.unique(batches[0])) == 11
+
+
+def test_every_class_has_examples():
+    made = dataset()
+    untested = made._replace(y_test=np.where(made.y_test == 4, 5, made.y_test))
+    with pytest.raises(ValueError, match="Class 4 has no examples in the training or in the test"):
+        tasks.split(untested, 3)
 
 
 def test_superclasses_are_tasks():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import rgo_jax
-from benchmarks import data, presets, train
+from benchmarks import data, experiment, presets, train
 from benchmarks.methods import METHODS
 from benchmarks.models import ARCHITECTURES, Architecture, FeedForward
 
@@ -23,7 +23,13 @@ def small(sequence="permuted", **changes):
     return dataclasses.replace(config, **(given | changes))
 
 
-@pytest.mark.parametrize("method", METHODS)
+BASELINES = [name for name in METHODS if name not in ("rgo", "rgo-2", "sgd", "stl")]
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["rgo", "rgo-2", "sgd", "stl", *(pytest.param(m, marks=pytest.mark.slow) for m in BASELINES)],
+)
 @pytest.mark.parametrize("head", ["shared", "frozen", "per_task"])
 def test_every_method_runs_under_every_head_policy(digits, method, head):
     run = train.run(small(head=head), METHODS[method], digits, num_seeds=2)
@@ -31,20 +37,20 @@ def test_every_method_runs_under_every_head_policy(digits, method, head):
     measured = np.tril(np.ones((3, 3), bool))
     assert not np.isnan(run.r[:, measured]).any()
     assert np.isnan(run.r[:, ~measured]).all()
-    assert (np.diagonal(run.r, axis1=1, axis2=2) > 0.3).all()  # each task is learned; chance is 0.1
+    assert (np.diagonal(run.r, axis1=1, axis2=2) > 0.5).all()  # each task is learned
     assert (run.losses[:, 0] < 2.2).all()  # log(10) is 2.3
     assert run.task_seconds.shape == (3,)
     assert (run.train > 0.3).all()  # what was trained on is known
     assert not np.array_equal(run.r[0], run.r[1])  # seeds differ
 
 
-@pytest.mark.parametrize("network", ["lenet-5", "resnet-18"])
+@pytest.mark.parametrize("network", ["lenet-5", pytest.param("resnet-18", marks=pytest.mark.slow)])
 def test_splits_by_class_are_learned(digits, network, monkeypatch):
     """On grey images of 8 x 8, with classes of different sizes; heads of two classes each."""
     narrow = ARCHITECTURES["resnet-18"].build.func
     monkeypatch.setitem(ARCHITECTURES, "resnet-18", Architecture(partial(narrow, width=4), ()))
     config = presets.config("split-digits", network=network, num_tasks=5, epochs=3)
-    config = train.fitted(dataclasses.replace(config, learning_rate=0.03), digits)
+    config = experiment.fitted(dataclasses.replace(config, learning_rate=0.03), digits)
     run = train.run(config, METHODS["rgo"], digits, num_seeds=1)
     assert (np.diagonal(run.r[0]) > 0.75).all()  # two classes: 0.5 is chance
     assert run.train.mean() > 0.8
@@ -203,4 +209,4 @@ def test_sizes_that_do_not_fit(digits):
         train.run(small(examples_per_task=2000), METHODS["sgd"], digits, 1)
     with pytest.raises(ValueError, match="batch_size is 400, but a task has 300"):
         train.run(small(batch_size=400), METHODS["sgd"], digits, 1)
-    assert train.fitted(small(examples_per_task=2000), digits).examples_per_task == 1297
+    assert experiment.fitted(small(examples_per_task=2000), digits).examples_per_task == 1297

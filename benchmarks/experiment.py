@@ -1,0 +1,211 @@
+"""An experiment as pure functions of one seed, from which `benchmarks.programs` makes programs."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import methods, tasks
+from benchmarks.data import Dataset
+from benchmarks.methods import Method, MethodSpec, Problem
+from benchmarks.models import ARCHITECTURES
+from benchmarks.presets import Config
+
+# How many examples are classified at once.
+_EVALUATION_BATCH = 100
+
+
+class _Keys(NamedTuple):
+    """The independent sources of randomness of one seed."""
+
+    init: jax.Array
+    tasks: jax.Array
+    batches: jax.Array
+    fel: jax.Array
+
+
+class Functions(NamedTuple):
+    """What happens to one seed.
+
+    Attributes:
+      init: ``(seed, data) -> state``.
+      start: ``(seed, data, state, task_id) -> (state, epochs)``, the latter int32
+        ``[epochs, num_batches, batch_size]`` of example indices.
+      steps: ``(num_pieces, seed, data, state, epochs, task_id, piece) -> (state, mean loss)``.
+      end: ``(seed, data, state, epochs, task_id) -> state``.
+      accuracy: ``(split, seed, data, state, k) -> accuracy on task k``.
+    """
+
+    init: Callable[..., Any]
+    start: Callable[..., Any]
+    steps: Callable[..., Any]
+    end: Callable[..., Any]
+    accuracy: Callable[..., Any]
+
+
+def functions(config: Config, spec: MethodSpec, dataset: Dataset) -> Functions:
+    """A method on a network, taken through a sequence of tasks."""
+    sequence = tasks.SEQUENCES[config.sequence](dataset, config.num_tasks)
+
+    def keys_of(seed: jax.Array) -> _Keys:
+        return _Keys(*jax.random.split(jax.random.key(seed), len(_Keys._fields)))
+
+    def method_of(keys: _Keys) -> Method:
+        return spec.build(make_problem(config, spec, sequence, dataset.name, keys.fel))
+
+    def loader(keys: _Keys, data: Any, split: str, task_id: jax.Array) -> Callable[..., Any]:
+        encode = sequence.encode(keys.tasks, task_id)
+        images, labels = data[f"x_{split}"], data[f"y_{split}"]
+        return lambda examples: encode(images[examples], labels[examples])
+
+    def draw(keys: _Keys, task_id: jax.Array) -> jax.Array:
+        return tasks.draw_batches(
+            jax.random.fold_in(keys.batches, task_id),
+            sequence.pool("train", keys.tasks, task_id),
+            config.examples_per_task,
+            config.epochs,
+            config.batch_size,
+        )
+
+    def task_of(keys: _Keys, data: Any, epochs: jax.Array, task_id: jax.Array) -> tasks.Task:
+        return tasks.Task(task_id, loader(keys, data, "train", task_id), epochs[0])
+
+    def init(seed: jax.Array, data: Any) -> Any:
+        del data
+        keys = keys_of(seed)
+        return method_of(keys).init(keys.init)
+
+    def start(seed: jax.Array, data: Any, state: Any, task_id: jax.Array) -> Any:
+        keys = keys_of(seed)
+        epochs = draw(keys, task_id)
+        task = task_of(keys, data, epochs, task_id)
+        key = jax.random.fold_in(keys.init, task_id)
+        return method_of(keys).start_task(state, task, key), epochs
+
+    def steps(
+        num_pieces: int,
+        seed: jax.Array,
+        data: Any,
+        state: Any,
+        epochs: jax.Array,
+        task_id: jax.Array,
+        piece: jax.Array,
+    ) -> Any:
+        keys = keys_of(seed)
+        method, task = method_of(keys), task_of(keys, data, epochs, task_id)
+        state, losses = jax.lax.scan(
+            lambda state, examples: method.step(state, task.load(examples), task),
+            state,
+            epochs.reshape(num_pieces, -1, config.batch_size)[piece],
+        )
+        return state, jnp.mean(losses)
+
+    def end(seed: jax.Array, data: Any, state: Any, epochs: jax.Array, task_id: jax.Array) -> Any:
+        keys = keys_of(seed)
+        return method_of(keys).end_task(state, task_of(keys, data, epochs, task_id))
+
+    def accuracy(split: str, seed: jax.Array, data: Any, state: Any, k: jax.Array) -> jax.Array:
+        keys = keys_of(seed)
+        # Of the training data, what the task was trained on.
+        pool = sequence.pool("test", keys.tasks, k)
+        if split == "train":
+            pool = tasks.Pool(draw(keys, k)[0].ravel())
+        method, load = method_of(keys), loader(keys, data, split, k)
+        valid = jnp.ones(pool.indices.shape, bool) if pool.valid is None else pool.valid
+
+        def count(batch: tasks.Pool) -> jax.Array:
+            x, y = load(batch.indices)
+            right = jnp.argmax(method.logits(state, x, k), axis=-1) == y
+            return jnp.sum(right & batch.valid)
+
+        batches = tasks.Pool(*(_in_batches(x) for x in (pool.indices, valid)))
+        return jnp.sum(jax.lax.map(count, batches)) / jnp.sum(valid)
+
+    return Functions(init, start, steps, end, accuracy)
+
+
+def _in_batches(x: jax.Array) -> jax.Array:
+    """``[n]`` as ``[batches, _EVALUATION_BATCH]``, filled up with zeros."""
+    size = min(_EVALUATION_BATCH, len(x))
+    return jnp.pad(x, (0, -len(x) % size)).reshape(-1, size)
+
+
+def make_problem(
+    config: Config, spec: MethodSpec, sequence: tasks.Sequence, dataset: str, fel_key: jax.Array
+) -> Problem:
+    """What a method is given for one seed: the network and the settings."""
+    network: Any = ARCHITECTURES[config.network].build(
+        num_classes=sequence.num_classes,
+        num_tasks=config.num_tasks,
+        head="shared" if spec.single_task else config.head,
+        fel=spec.fel if config.fel is None else config.fel,
+        # An integer of its own: FEL derives its keys as the benchmark does, and must not
+        # draw the permutations that make the tasks.
+        seed=jax.random.randint(fel_key, (), 0, 2**31 - 1),
+    )
+
+    def logits(params: Any, x: jax.Array, task_id: jax.Array, projections: Any = None) -> jax.Array:
+        variables = {"params": params}
+        if projections is not None:
+            variables["projections"] = projections
+        return jnp.asarray(network.apply(variables, x, task_id))
+
+    def freeze(params: Any, task_id: jax.Array) -> Any:
+        if network.head != "frozen":
+            return params
+        stopped = jax.lax.stop_gradient(params["head"])
+        head = jax.tree.map(partial(jnp.where, task_id == 0), params["head"], stopped)
+        return params | {"head": head}
+
+    blank = jnp.zeros((1, *sequence.input_shape))
+    return Problem(
+        init=lambda key: network.init(key, blank, jnp.int32(0))["params"],
+        logits=logits,
+        protected=lambda params: {
+            name: name != "head" or network.head == "shared" for name in params
+        },
+        freeze=freeze,
+        learning_rate=config.learning_rate_schedule(),
+        alpha=config.alpha,
+        dataset=dataset,
+        input_shape=sequence.input_shape,
+        num_classes=sequence.num_classes,
+        num_tasks=config.num_tasks,
+    )
+
+
+def memory_bytes(config: Config, spec: MethodSpec, dataset: Dataset) -> int:
+    """How many bytes the method keeps from one task for the next, for one seed."""
+    sequence = tasks.SEQUENCES[config.sequence](dataset, config.num_tasks)
+    problem = make_problem(config, spec, sequence, dataset.name, jax.random.key(0))
+    return methods.memory_bytes(spec.build(problem))
+
+
+def fitted(config: Config, dataset: Dataset) -> Config:
+    """The same with no more examples in a task than there are."""
+    sequence = tasks.SEQUENCES[config.sequence](dataset, config.num_tasks)
+    examples = min(config.examples_per_task, sequence.smallest)
+    return dataclasses.replace(config, examples_per_task=examples)
+
+
+def check(config: Config, dataset: Dataset) -> None:
+    """Finds out whether a run is possible, before it begins.
+
+    Raises:
+      ValueError: the dataset does not suit the configuration.
+    """
+    sequence = tasks.SEQUENCES[config.sequence](dataset, config.num_tasks)
+    if config.examples_per_task > sequence.smallest:
+        raise ValueError(
+            f"examples_per_task is {config.examples_per_task}, but {dataset.name!r} has "
+            f"{sequence.smallest} training images for a task. Set --examples-per-task to "
+            f"{sequence.smallest} or less."
+        )
+    if config.batch_size > config.examples_per_task:
+        raise ValueError(
+            f"batch_size is {config.batch_size}, but a task has {config.examples_per_task} "
+            "examples. Set --batch-size lower."
+        )
