@@ -25,7 +25,7 @@ class Net(nn.Module):
 
 
 def main():
-    net, tx = Net(), rgo_jax.rgo(0.1, projected=True)
+    net, tx = Net(), rgo_jax.rgo(0.2, projected=True)
     x, y = load_digits(return_X_y=True)
     tasks = [x / 16, 1 - x[:, ::-1] / 16]
     params = net.init(jax.random.key(0), jnp.zeros((1, 64)), 0)["params"]
@@ -55,7 +55,7 @@ def main():
         def epoch(carry, _):
             return jax.lax.scan(step, carry, (x, y))
 
-        (params, state), _ = jax.lax.scan(epoch, (params, state), length=5)
+        (params, state), _ = jax.lax.scan(epoch, (params, state), length=3)
 
         def curvature(batch):
             return grad(lambda f: rgo_jax.curvature_output(f, batch[1]), params, batch[0], task)
@@ -71,8 +71,8 @@ def main():
     r = []
     for task, images in enumerate(tasks):
         images = images.astype(np.float32)
-        batches = jax.device_put(images[:1296].reshape(81, 16, 64), by_example)
-        labels = jax.device_put(y[:1296].astype(np.int32).reshape(81, 16), by_example)
+        batches = jax.device_put(images[:1296].reshape(54, 24, 64), by_example)
+        labels = jax.device_put(y[:1296].astype(np.int32).reshape(54, 24), by_example)
         params, state = learn(params, state, batches, labels, task)
         r.append([float(accuracy(params, t, k)) for k, t in enumerate(tasks[: task + 1])])
     projection = state[0].projection["Dense_1"]["kernel"]
