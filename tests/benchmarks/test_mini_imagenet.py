@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import data, mini_imagenet
+from benchmarks import data, mini_imagenet, restricted_pickle
 
 # Three classes of six images, of which two are for testing.
 SMALL = mini_imagenet.Form(num_classes=3, train=4, test=2, size=5)
@@ -252,7 +252,7 @@ def test_pickles_run_no_code(tmp_path, monkeypatch, call, protocol):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file.pkl").write_bytes(pickle.dumps({"image_data": call}, protocol))
     with pytest.raises(ValueError, match=r"file\.pkl: not a readable pickle of NumPy arrays"):
-        mini_imagenet.read_restricted(tmp_path / "file.pkl")
+        restricted_pickle.read(tmp_path / "file.pkl")
     assert not os.path.exists("ran")
 
 
@@ -262,7 +262,7 @@ def test_what_is_no_pickle(tmp_path):
     for content in (b"", b"hello", whole[:-50], whole[:100]):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"file\.pkl: not a readable pickle"):
-            mini_imagenet.read_restricted(path)
+            restricted_pickle.read(path)
     path.write_bytes(pickle.dumps([1, 2]))
     with pytest.raises(ValueError, match="holds <class 'list'>; expected a dict with image_data"):
         mini_imagenet._read_pickle(path, SMALL)

@@ -7,14 +7,9 @@ import numpy as np
 import pytest
 
 import rgo_jax
-from benchmarks import data, experiment, presets, train
+from benchmarks import experiment, presets, train
 from benchmarks.methods import METHODS
 from benchmarks.models import ARCHITECTURES, Architecture, FeedForward
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits")
 
 
 def small(sequence="permuted", **changes):

@@ -1,0 +1,181 @@
+"""GPM, SGP and OWM, by hand."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from benchmarks.methods import METHODS, gpm, layers, owm
+from rgo_jax import linen
+from tests.benchmarks.problems import (
+    RATE,
+    ConvNet,
+    network_problem,
+    task_of,
+)
+
+
+def test_layer_inputs_are_what_kernels_are_multiplied_by():
+    problem = network_problem(ConvNet(), (7, 6, 2))
+    params = problem.init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (5, 7, 6, 2))
+    inputs = layers.layer_inputs(problem, params, x, 0)
+    assert list(inputs) == ["first", "again", "head"]
+    assert jax.tree.structure(inputs) == jax.tree.structure(params)
+    shapes = jax.tree.map(jnp.shape, inputs, is_leaf=lambda leaf: isinstance(leaf, jax.Array))
+    assert shapes == {
+        "first": {"kernel": (5, 4 * 3, 3 * 2 * 2), "bias": (5, 1, 1)},
+        "again": {"kernel": (5, 3 * 2, 2 * 2 * 4)},
+        "head": {"kernel": (5, 1, 18), "bias": (5, 1, 1)},
+    }
+    kernel = params["first"]["kernel"].reshape(12, 4)
+    first = inputs["first"]["kernel"] @ kernel + params["first"]["bias"][None, None]
+    first = nn.relu(first.reshape(5, 4, 3, 4))
+    again = inputs["again"]["kernel"] @ params["again"]["kernel"].reshape(16, 3)
+    np.testing.assert_allclose(again.reshape(5, 1, 18), inputs["head"]["kernel"], rtol=1e-4)
+    np.testing.assert_allclose(
+        first[:, :2, :2].reshape(5, 16), inputs["again"]["kernel"][:, 0], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_gpm_bases_by_hand():
+    """The thresholds of equations 5 and 9 of the paper, on inputs along the axes."""
+    state = gpm.empty({"layer": 4})
+    # Energies 16, 4 and 1: the first alone holds 0.76, both 0.95.
+    inputs = {"layer": jnp.array([[4.0, 0, 0, 0], [0, 2, 0, 0], [0, 0, 1, 0]])}
+    one = gpm.gpm_update(state, inputs, 0.75)
+    np.testing.assert_allclose(np.abs(one.bases["layer"]), np.diag([1, 0, 0, 0]), atol=1e-6)
+    two = gpm.gpm_update(state, inputs, 0.9)
+    np.testing.assert_allclose(np.abs(two.bases["layer"]), np.diag([1, 1, 0, 0]), atol=1e-6)
+    np.testing.assert_array_equal(two.importance["layer"], [1, 1, 0, 0])
+    # Of the next task's 2 + 3 the old bases hold 0.4: enough, or one more.
+    inputs = {"layer": jnp.array([[np.sqrt(2.0), 0, 0, 0], [0, 0, 0, np.sqrt(3.0)]], jnp.float32)}
+    same = gpm.gpm_update(two, inputs, 0.3)
+    np.testing.assert_array_equal(same.bases["layer"], two.bases["layer"])
+    three = gpm.gpm_update(two, inputs, 0.5)
+    np.testing.assert_allclose(np.abs(three.bases["layer"][:, 2]), [0, 0, 0, 1], atol=1e-6)
+    np.testing.assert_array_equal(three.importance["layer"], [1, 1, 1, 0])
+    # A dead layer has nothing to remember.
+    dead = gpm.gpm_update(three, {"layer": jnp.zeros((3, 4))}, 0.9)
+    np.testing.assert_array_equal(dead.bases["layer"], three.bases["layer"])
+
+
+def test_gpm_bases_stay_orthonormal_and_never_overflow():
+    state = gpm.empty(6)
+    for seed in range(8):
+        inputs = jax.random.normal(jax.random.key(seed), (9, 6))
+        inputs = inputs * 10.0 ** (-jnp.arange(6)[None] / 2)
+        state = gpm.gpm_update(state, inputs, 0.9999 + 1e-4 * seed)
+        used = int(np.sum(np.asarray(state.importance) > 0))
+        bases = np.asarray(state.bases)[:, :used]
+        np.testing.assert_allclose(bases.T @ bases, np.eye(used), atol=1e-5)
+    assert used == 6
+
+
+def test_sgp_importance_by_hand():
+    state = gpm.empty(3)
+    first = gpm.gpm_update(state, jnp.array([[4.0, 0, 0], [0, 2, 0]]), 0.99, scale=3)
+    # (alpha + 1) s / (alpha s + max s), of singular values 4 and 2.
+    np.testing.assert_allclose(first.importance, [1, 4 * 2 / (3 * 2 + 4), 0], rtol=1e-6)
+    second = gpm.gpm_update(first, jnp.array([[0, 0.1, 0], [0, 0, 1.0]]), 0.99, scale=3)
+    on_old = 4 * 0.1 / (3 * 0.1 + 1)
+    np.testing.assert_allclose(second.importance, [1, min(1, 0.8 + on_old), 1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [None, 10.0])
+def test_gpm_in_the_layers_is_the_optax_transform(scale):
+    problem = network_problem(ConvNet(), (7, 6, 2))
+    x = jax.random.normal(jax.random.key(1), (6, 7, 6, 2))
+    task = task_of(x, jnp.array([0, 1] * 3), batch_size=3)
+    method = gpm.gpm(problem, gpm.Gpm(0.7, 0.8, samples=4, scale=scale))
+    state = method.end_task(method.init(jax.random.key(0)), task)
+    params = state.params
+    batch = jax.random.normal(jax.random.key(2), x.shape), jnp.array([1, 0] * 3)
+
+    def loss(params):
+        logits = problem.logits(params, batch[0], 0)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+
+    grads = jax.grad(loss)(params)
+    transform = gpm.scale_by_gpm()
+    fresh = transform.init(params)
+    unchanged, _ = transform.update(grads, fresh)
+    jax.tree.map(np.testing.assert_array_equal, unchanged, grads)
+
+    inputs = layers.layer_inputs(problem, params, x[:4], 0)
+    thresholds = {"first": 0.7, "again": 0.8, "head": 0.8}
+    updated = gpm.gpm_update(fresh, inputs, thresholds, scale)
+    expected, _ = transform.update(grads, updated)
+    after, _ = method.step(state, batch, task)
+    found = jax.tree.map(lambda old, new: (old - new) / RATE, params, after.params)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), found, expected)
+    # Biases have constant inputs: after the first task they stay as they are.
+    np.testing.assert_array_equal(after.params["head"]["bias"], params["head"]["bias"])
+    # What the layers received is received again, to within what the thresholds leave.
+    kernel, seen = np.asarray(expected["first"]["kernel"]).reshape(12, 4), inputs["first"]
+    through = np.asarray(seen["kernel"]).reshape(-1, 12) @ kernel
+    raw = np.asarray(seen["kernel"]).reshape(-1, 12) @ np.asarray(grads["first"]["kernel"]).reshape(
+        12, 4
+    )
+    assert np.linalg.norm(through) < 0.8 * np.linalg.norm(raw)
+
+
+def test_a_layer_without_free_directions_stays_as_it_is():
+    full = layers.prepared(
+        {"Dense_0": {"kernel": jnp.full((3, 3), 1e-8), "bias": jnp.zeros((1, 1))}}
+    )
+    problem = network_problem(nn.Sequential([linen.Dense(2)]), (3,))
+    params = {"layers_0": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
+    full = layers.Projections(*({"layers_0": tree["Dense_0"]} for tree in full))
+    batch = jnp.ones((4, 3)), jnp.array([0, 1, 1, 1])
+    _, grads = layers.projected_loss_and_grads(problem, params, batch, 0, full)
+    for leaf in jax.tree.leaves(grads):
+        np.testing.assert_array_equal(leaf, 0)
+
+
+def test_owm_is_the_inverse_it_recurs_to():
+    vectors = jax.random.normal(jax.random.key(0), (5, 7, 4))
+    alphas = 2.0 * 0.1 ** (np.arange(1, 6) / 5)
+    p = jnp.eye(4)
+    for v, alpha in zip(vectors, alphas, strict=True):
+        p = owm.rls(p, v, alpha)  # more positions than dimensions
+    v = np.asarray(vectors, np.float64)
+    inverse = np.eye(4) + sum(v_.T @ v_ / a for v_, a in zip(v, alphas, strict=True))
+    np.testing.assert_allclose(p, np.linalg.inv(inverse), atol=1e-6)
+
+
+def test_owm_is_rgo_where_all_outputs_weigh_the_same():
+    """Section 7 of the RGO paper. All logits zero, of two classes: sqrt(a (1 - a)) = 1/2."""
+    params = {"kernel": jnp.zeros((6, 2))}
+    problem = network_problem(linen.Dense(2, use_bias=False), (6,), params)
+    x = jax.random.normal(jax.random.key(0), (40, 6))
+    task = task_of(x, jnp.arange(40) % 2, batch_size=4)
+
+    def projection(method):
+        (kept,) = jax.tree.leaves(
+            method.memory(method.end_task(method.init(jax.random.key(0)), task))
+        )
+        return np.asarray(kept)
+
+    # v = x / 2, so alpha weighs four times as much.
+    ours = projection(METHODS["rgo"].build(problem._replace(alpha=0.5)))
+    theirs = projection(owm.owm(problem, owm.Owm(alpha=2.0)))
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    means = np.asarray(x, np.float64).reshape(10, 4, 6).mean(axis=1)
+    expected = np.linalg.inv(np.eye(6) + means.T @ means / 2)
+    np.testing.assert_allclose(theirs, expected, atol=1e-6)
+    assert np.trace(theirs) < 5
+
+
+def test_owm_alpha_falls_inside_a_task():
+    params = {"kernel": jnp.zeros((3, 2))}
+    problem = network_problem(linen.Dense(2, use_bias=False), (3,), params)
+    x = np.eye(3)[[0, 1]]
+    method = owm.owm(problem, owm.Owm(alpha=4.0, decay=0.25))
+    state = method.end_task(method.init(jax.random.key(0)), task_of(x, [0, 1]))
+    # alpha / (alpha + 1), for alphas 4 * 0.25^(1/2) and 4 * 0.25.
+    np.testing.assert_allclose(state.memory["kernel"], np.diag([2 / 3, 1 / 2, 1]), atol=1e-6)
