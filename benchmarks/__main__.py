@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from benchmarks import data, experiment, presets, report, results, train
+from benchmarks import data, experiment, figures, presets, report, results, train
 from benchmarks.checkpoints import Checkpoints
 from benchmarks.methods import METHODS
 from benchmarks.models import ARCHITECTURES, HEADS
@@ -191,7 +191,7 @@ def _run(argv: list[str], console: Console) -> int:
         )
         console.print(report.terminal_table(finished))
         figure = arguments.out / job.benchmark / "accuracy"
-        report.figure(job.benchmark, finished, figure)
+        figures.accuracy(job.benchmark, finished, figure)
         console.print(f"Results and {figure.with_suffix('.png')} are in {arguments.out}.")
     return 0
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from benchmarks import methods, tasks
 from benchmarks.data import Dataset
 from benchmarks.methods import Method, MethodSpec, Problem
-from benchmarks.models import ARCHITECTURES
+from benchmarks.models import ARCHITECTURES, check_input
 from benchmarks.presets import Config
 
 # How many examples are classified at once.
@@ -198,6 +198,7 @@ def check(config: Config, dataset: Dataset) -> None:
       ValueError: the dataset does not suit the configuration.
     """
     sequence = tasks.SEQUENCES[config.sequence](dataset, config.num_tasks)
+    check_input(config.network, sequence.input_shape)
     if config.examples_per_task > sequence.smallest:
         raise ValueError(
             f"examples_per_task is {config.examples_per_task}, but {dataset.name!r} has "

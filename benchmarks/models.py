@@ -183,8 +183,16 @@ class Architecture(NamedTuple):
       input_shape: of one example, in the paper's experiments; others will do.
     """
 
-    build: Callable[..., nn.Module]
+    build: partial[Any]
     input_shape: tuple[int, ...]
+
+    @property
+    def smallest(self) -> int:
+        """The height and width that images have at least; 0 if examples need not be images."""
+        convs = self.build.keywords.get("convs")
+        if convs is None:
+            return 1
+        return int(2 ** sum(conv.pool for conv in convs)) if convs else 0
 
 
 def _vgg(*stages: tuple[int, int]) -> tuple[ConvLayer, ...]:
@@ -223,3 +231,26 @@ ARCHITECTURES = {
     "vgg-13": _feed_forward(_CIFAR, _vgg((2, 64), (2, 128), (2, 256), (2, 512), (2, 512))),
     "resnet-18": Architecture(partial(ResNet18, width=64), _CIFAR),
 }
+
+
+def check_input(name: str, input_shape: tuple[int, ...]) -> None:
+    """Finds out whether a network takes examples of this shape.
+
+    Raises:
+      ValueError: it needs images, or larger ones.
+    """
+    smallest = ARCHITECTURES[name].smallest
+    if not smallest:
+        return
+    if len(input_shape) != 3:
+        raise ValueError(
+            f"Network {name!r} takes images [height, width, channels], but examples of these tasks "
+            f"have shape {input_shape}. Choose --network mlp, or tasks made of classes."
+        )
+    if min(input_shape[:2]) < smallest:
+        height, width, _ = input_shape
+        fitting = [k for k, v in ARCHITECTURES.items() if v.smallest <= min(height, width)]
+        raise ValueError(
+            f"Network {name!r} takes images of {smallest} x {smallest} pixels or more, but these "
+            f"have {height} x {width}. Choose --network {', '.join(fitting)}, or enlarge them."
+        )

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 import rgo_jax
+from benchmarks import paper
 from benchmarks.files import replacing
 from benchmarks.train import Run
 
@@ -78,9 +79,30 @@ class Result(NamedTuple):
         return None if self.train is None else 100 * self.train.mean(axis=1)
 
     @property
+    def setting(self) -> paper.Setting:
+        """Where it belongs in the paper's tables, if `is_literal`."""
+        return paper.setting(self.benchmark, self.config)
+
+    @property
+    def is_literal(self) -> bool:
+        """Whether it is a preset as it stands, with any network, for any number of epochs."""
+        return set(self.changes) <= {"network", "epochs"}
+
+    @property
+    def variant(self) -> str:
+        """What differs from the preset "paper"; empty if nothing does."""
+        parts = [] if self.preset == "paper" else [self.preset]
+        return ", ".join(parts + [f"{name} {value}" for name, value in self.changes.items()])
+
+    @property
     def file_name(self) -> str:
         """The file's name: the method and what differs from the preset "paper"."""
         return file_name(self.method, self.preset, self.changes, len(self.seeds))
+
+
+def spread(values: np.ndarray) -> np.ndarray:
+    """The standard deviation over seeds, which are the first axis; 0 of one seed."""
+    return values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros_like(values[0])
 
 
 def file_name(method: str, preset: str, changes: dict[str, Any], num_seeds: int) -> str:

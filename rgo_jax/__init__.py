@@ -1,5 +1,6 @@
 """Recursive Gradient Optimization (ICLR 2022) for optax: continual learning without replay."""
 
+from rgo_jax._batch_norm import BatchNormWarning as BatchNormWarning
 from rgo_jax._curvature import curvature_output as curvature_output
 from rgo_jax._fel import fel_encode as fel_encode
 from rgo_jax._fel import fel_permutation as fel_permutation
@@ -19,6 +20,7 @@ from rgo_jax._transform import scale_by_rgo as scale_by_rgo
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchNormWarning",
     "FanIn",
     "ProjectionStats",
     "RgoState",

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rgo_jax import _geometry, _projection, _state
+from rgo_jax import _batch_norm, _geometry, _projection, _state
 
 DEFAULT_MAX_FAN_IN = 8192
 
@@ -50,6 +50,10 @@ def scale_by_rgo(
         ``fan_in`` that does not fit; from ``update``, for gradients that do not match the state.
       TypeError: from ``init``, for a leaf that is not real floating point.
 
+    Warns:
+      BatchNormWarning: from ``init``, if a parameter's name says that it belongs to batch
+        normalisation.
+
     Example:
       >>> import jax.numpy as jnp, optax, rgo_jax
       >>> tx = optax.chain(rgo_jax.scale_by_rgo(), optax.scale_by_learning_rate(0.1))
@@ -76,6 +80,8 @@ def scale_by_rgo(
 
     def init_fn(params: optax.Params) -> _state.RgoState:
         specs = _geometry.specs_by_path(fan_in, params)
+        # Of masked ones too: what leaks is not the parameters.
+        _batch_norm.warn_if_named(_geometry.leaves_by_path(params, optax.MaskedNode))
 
         def init_leaf(path: _geometry.Path, leaf: jax.Array) -> jax.Array:
             shape = _geometry.projection_shape(path, leaf, specs[path])

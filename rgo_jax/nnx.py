@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from rgo_jax import _fel, _fused, _geometry, _rls, _state
+from rgo_jax import _batch_norm, _fel, _fused, _geometry, _rls, _state
 
 
 class FeatureEncoding(nnx.Module):
@@ -338,6 +338,9 @@ def consolidate(
     Raises:
       ValueError: as `rgo_jax.consolidate`; or it is called inside `projecting`.
 
+    Warns:
+      BatchNormWarning: if the model has batch normalisation.
+
     Example:
       >>> import jax.numpy as jnp, rgo_jax, rgo_jax.nnx
       >>> from flax import nnx
@@ -359,6 +362,8 @@ def consolidate(
                 "consolidate was called inside projecting(), where gradients are projected ones. "
                 "Call it outside."
             )
+    if nnx.to_flat_state(nnx.state(model, nnx.BatchStat)):
+        _batch_norm.warn(f"{type(model).__name__} has batch normalisation")
     graph, params, rest = nnx.split(model, optimizer.wrt, ...)  # type: ignore[misc]
 
     def output(params: Any, batch: Any) -> jax.Array:

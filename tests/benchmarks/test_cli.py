@@ -131,6 +131,11 @@ def test_report_sets_the_papers_numbers_beside_ours():
         (["--methods", "rgo,ewcc"], "Unknown method 'ewcc'; expected some of rgo, rgo-2, sgd, stl"),
         (["--seeds", "0"], "--seeds is 0; expected 1 or more"),
         (["--head", "x"], "Unknown head 'x'; expected one of shared, frozen, per_task"),
+        (["--network", "lenet-5"], "takes images [height, width, channels], but examples of these"),
+        (
+            ["split-digits", "--network", "vgg-11"],
+            "takes images of 32 x 32 pixels or more, but these have 8 x 8. Choose --network mlp",
+        ),
         (["--data", "absent.npz"], "absent.npz: no such file"),
         (["report", "nowhere"], "nowhere: no results"),
     ],

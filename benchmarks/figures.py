@@ -1,0 +1,92 @@
+"""Figures from results, as PNG and SVG."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from benchmarks import paper
+from benchmarks.methods import METHODS
+from benchmarks.results import Result, spread
+
+# Of the map tab20: the strong colours, then the pale ones.
+_COLOURS = (*range(0, 20, 2), *range(1, 20, 2))
+
+
+def accuracy(title: str, results: Sequence[Result], path: Path) -> None:
+    """Average accuracy over the tasks so far, a line for each result.
+
+    Args:
+      title: of the figure.
+      results: of one benchmark.
+      path: where to write, without suffix: a PNG and an SVG.
+    """
+    fig = Figure(figsize=(7.5, 4.2), dpi=150, layout="constrained")
+    axes = _axes(fig.add_subplot(), title)
+    # A colour for each method, a line style for each of its variants.
+    variants = list(dict.fromkeys(result.variant for result in results))
+    for result in results:
+        style = ("-", "--", ":", "-.")[variants.index(result.variant) % 4]
+        label = ", ".join(filter(None, [METHODS[result.method].label, result.variant]))
+        _curve(axes, result, style, label)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, handlelength=3.5)
+    _save(fig, path)
+
+
+def figure_1(results: Sequence[Result], path: Path) -> None:
+    """The paper's Figure 1: a panel for each benchmark of Table 1, a line for each method.
+
+    Args:
+      results: those of the preset "paper" are drawn.
+      path: as for `accuracy`.
+    """
+    fig = Figure(figsize=(11, 7), dpi=150, layout="constrained")
+    lines: dict[str, Any] = {}
+    for axes, (setting, methods) in zip(
+        fig.subplots(2, 2).flat, paper.TABLE_1.items(), strict=True
+    ):
+        _axes(axes, f"{setting.benchmark}, {setting.network}")
+        of_panel = {
+            result.method: result
+            for result in results
+            if result.setting == setting and result.preset == "paper" and result.is_literal
+        }
+        for method in [method for method in methods if method in of_panel]:
+            label = METHODS[method].label
+            lines[label] = _curve(axes, of_panel[method], "-", label)
+        if not of_panel:
+            axes.set(xlim=(0, 20), ylim=(0, 100))
+            axes.text(10, 50, "not yet run", ha="center", va="center", color="gray")
+    fig.legend(lines.values(), lines.keys(), loc="outside right upper", frameon=False)
+    _save(fig, path)
+
+
+def _axes(axes: Any, title: str) -> Any:
+    axes.set(title=title, xlabel="tasks learned", ylabel="average accuracy over them (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    return axes
+
+
+def _curve(axes: Any, result: Result, style: str, label: str) -> Any:
+    color = mpl.colormaps["tab20"](_COLOURS[list(METHODS).index(result.method) % 20])
+    curves = result.accuracy_curve
+    tasks = np.arange(1, curves.shape[1] + 1)
+    mean, deviation = curves.mean(axis=0), spread(curves)
+    (line,) = axes.plot(tasks, mean, color=color, linestyle=style, label=label)
+    axes.fill_between(
+        tasks, mean - deviation, mean + deviation, color=color, alpha=0.2, linewidth=0
+    )
+    return line
+
+
+def _save(fig: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Without a date or random ids the same results give the same files.
+    with mpl.rc_context({"svg.hashsalt": "rgo_jax"}):
+        fig.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        fig.savefig(path.with_suffix(".png"), metadata={"Software": None})

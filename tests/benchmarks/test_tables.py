@@ -1,0 +1,130 @@
+import numpy as np
+import pytest
+
+from benchmarks import paper, report, results, tables
+from benchmarks.methods import METHODS
+from benchmarks.models import ARCHITECTURES
+from benchmarks.presets import BENCHMARKS
+
+
+def made(method, acc, benchmark="split-cifar100", preset="paper", seeds=3, train=None, **changes):
+    """A result of two tasks; with each seed ACC is one percent more."""
+    config = {"network": "lenet-5", "epochs": 20, "head": "per_task"} | changes
+    r = np.full((seeds, 2, 2), acc / 100) + np.arange(seeds)[:, None, None] / 100
+    return results.Result(
+        benchmark=benchmark,
+        method=method,
+        preset=preset,
+        changes=changes,
+        config=config,
+        seeds=list(range(seeds)),
+        r=r,
+        losses=np.zeros((seeds, 2)),
+        seconds={"total": 90.0},
+        provenance={"command": "c", "commit": "x" * 40, "versions": {}, "device": "d", "date": ""},
+        train=None if train is None else np.full((seeds, 2), train / 100),
+    )
+
+
+def rows(text, *words):
+    found = [line for line in text.splitlines() if all(f"| {word} |" in line for word in words)]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in found]
+
+
+def section(text, title):
+    return text.split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+RESULTS = [made("rgo", 80, train=95), made("stl", 75), made("sgd", 50)]
+
+
+def test_what_the_paper_has_and_we_have_not_is_told():
+    text = tables.papers_tables([])
+    assert "+" not in text.split("## Table")[1]  # no difference anywhere
+    for row in rows(section(text, "Table 1"), "RGO"):
+        assert row[5] == "not yet run"
+    assert len(rows(section(text, "Table 1"), "RGO")) == 4
+    assert len(rows(section(text, "Table 3"), "STL")) == 8
+    assert len(rows(section(text, "Table 2"), "RGO", "not yet run")) == 2
+
+
+def test_ours_stands_beside_the_papers():
+    (row,) = rows(section(tables.papers_tables(RESULTS), "Table 3"), "RGO", "lenet-5")
+    assert row == [
+        "split-cifar100", "lenet-5", "RGO", "paper", "81.03", "81.00 ± 1.00", "-0.03",
+        "-0.99", "0.00 ± 0.00", "+0.99", "95.00 ± 0.00", "14.00 ± 1.00", "3", "d", "1.5",
+    ]  # fmt: skip
+
+
+def test_methods_and_presets_that_the_paper_lacks_have_rows_of_their_own():
+    text = tables.papers_tables([*RESULTS, made("rgo", 85, preset="recommended")])
+    table_3 = section(text, "Table 3")
+    (row,) = rows(table_3, "SGD")
+    assert (row[4], row[5]) == ("-", "51.00 ± 1.00")
+    (row,) = rows(table_3, "RGO", "recommended")
+    assert row[4:7] == ["81.03", "86.00 ± 1.00", "+4.97"]
+
+
+def test_gain_over_a_model_per_task():
+    text = section(tables.papers_tables([*RESULTS, made("stl", 60, seeds=5)]), "Table 2")
+    # Against the same seeds; there are five of STL and three of RGO.
+    (row,) = rows(text, "RGO", "split-cifar100")
+    assert row[3:5] == ["+6.02", "not yet run"]
+    text = section(tables.papers_tables(RESULTS), "Table 2")
+    (row,) = rows(text, "RGO", "split-cifar100")
+    assert row[3:6] == ["+6.02", "+5.00 ± 0.00", "3"]
+    (row,) = rows(text, "SGD")
+    assert row[4] == "-25.00 ± 0.00"
+
+
+@pytest.mark.parametrize("change", [{"head": "shared"}, {"num_tasks": 5}, {"fel": True}])
+def test_other_settings_have_no_place(change):
+    changed = made("rgo", 33, **change)
+    assert not tables.have_a_row([changed])
+    assert "34.00" not in tables.papers_tables([changed])
+
+
+def test_network_and_epochs_find_their_row():
+    other = made("rgo", 70, network="resnet-18", epochs=8)
+    (row,) = rows(section(tables.papers_tables([other]), "Table 1"), "RGO", "resnet-18", "73.18")
+    assert row[5] == "71.00 ± 1.00"
+
+
+def test_networks_and_their_projections():
+    text = section(tables.papers_tables([]), "The networks")
+    (row,) = rows(text, "lenet-5")
+    assert row == ["lenet-5", "32 x 32 x 3", "3,037,970", "11.6", "45.9"]
+    # By hand: P of each kernel and bias, and none of the heads.
+    sides = (75, 20, 500, 50, 3200, 800, 800, 500)
+    assert f"{sum(d * d for d in sides) * 4 / 2**20:.1f}" == "45.9"
+    assert [line.split("|")[1].strip() for line in text.splitlines() if "32 x 32" in line] == [
+        name for name, network in ARCHITECTURES.items() if network.input_shape == (32, 32, 3)
+    ]
+
+
+def test_the_papers_tables_name_what_there_is():
+    for table in (paper.TABLE_1, paper.TABLE_2, paper.TABLE_3):
+        for setting in table:
+            assert setting.benchmark in BENCHMARKS
+            assert setting.network in ARCHITECTURES
+    for methods in (paper.TABLE_1 | paper.TABLE_3).values():
+        assert methods.keys() <= METHODS.keys()
+
+
+def test_report_writes_tables_and_figure_1_where_there_is_a_row(tmp_path):
+    for result in RESULTS:
+        results.save(result, tmp_path)
+    text = report.write(results.load_all(tmp_path), tmp_path).read_text()
+    assert "[TABLES.md](TABLES.md)" in text
+    assert "NOTES.md" not in text
+    assert (tmp_path / "TABLES.md").read_text() == tables.papers_tables(RESULTS)
+    assert (tmp_path / "figure-1.png").read_bytes()[:4] == b"\x89PNG"
+    first = (tmp_path / "figure-1.svg").read_text()
+    (tmp_path / "NOTES.md").write_text("why")
+    assert "[NOTES.md](NOTES.md)" in report.write(RESULTS, tmp_path).read_text()
+    assert (tmp_path / "figure-1.svg").read_text() == first
+
+    own = tmp_path / "own"
+    results.save(made("rgo", 33, num_tasks=5), own)
+    assert "TABLES.md" not in report.write(results.load_all(own), own).read_text()
+    assert sorted(path.name for path in own.iterdir()) == ["README.md", "split-cifar100"]
