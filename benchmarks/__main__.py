@@ -225,7 +225,8 @@ class _Job(NamedTuple):
             "data": self.dataset.fingerprint(),
             "devices": jax.local_device_count(),
         }
-        return Checkpoints(self.path(method).with_suffix(".checkpoint"), experiment)
+        folder = self.path(method).with_suffix(".checkpoint")
+        return Checkpoints(folder, experiment, self.origin)
 
     def finished(self, method: str) -> results.Result | None:
         """The result of an earlier run of the same experiment, unless a later one is unfinished."""
@@ -264,7 +265,7 @@ class _Job(NamedTuple):
             run,
             kept,
             self.dataset.fingerprint(),
-            self.origin,
+            results.combined(checkpoints.origins),
         )
         results.save(result, self.out)
         checkpoints.discard()

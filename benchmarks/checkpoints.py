@@ -20,11 +20,17 @@ class Checkpoints:
       folder: made with the first checkpoint.
       experiment: all that decides the run's numbers, as JSON has it; a checkpoint of another
         experiment is refused.
+      origin: where what is measured from now on comes from, as `benchmarks.results.provenance`
+        has it.
+
+    Attributes:
+      origins: where the run's numbers come from: a checkpoint's, once restored, then ``origin``.
     """
 
-    def __init__(self, folder: Path, experiment: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, experiment: dict[str, Any], origin: dict[str, Any]) -> None:
         self.folder = folder.absolute()  # orbax takes no other
         self.experiment = json.loads(json.dumps(experiment))
+        self.origins = [origin]
 
     def exists(self) -> bool:
         """Whether there is something to go on from."""
@@ -39,6 +45,7 @@ class Checkpoints:
                 progress.tasks_done,
                 args=ocp.args.Composite(
                     experiment=ocp.args.JsonSave(self.experiment),
+                    origins=ocp.args.JsonSave(self.origins),
                     measured=ocp.args.StandardSave(_measured(progress)),
                     state=ocp.args.StandardSave(progress.state),
                 ),
@@ -65,6 +72,7 @@ class Checkpoints:
                 restored = manager.restore(
                     step,
                     args=ocp.args.Composite(
+                        origins=ocp.args.JsonRestore(),
                         measured=ocp.args.StandardRestore(_measured(fresh)),
                         state=ocp.args.StandardRestore(
                             jax.tree.map(ocp.utils.to_shape_dtype_struct, fresh.state)
@@ -79,6 +87,7 @@ class Checkpoints:
                 f"{self.folder}: the checkpoint after task {step} cannot be read ({error}). Delete "
                 "the folder to begin this run anew; finished results are not touched."
             ) from error
+        self.origins = [*restored.origins, *self.origins]
         measured = {name: np.asarray(restored.measured[name]) for name in _MEASURED}
         return Progress(tasks_done=int(step or 0), state=restored.state, **measured)
 

@@ -130,14 +130,20 @@ def _row(result: Result) -> list[str]:
 
 def _origin(result: Result) -> list[str]:
     origin = result.provenance
+    origins = [*origin.get("before_resuming", []), origin]
+    commits = [each["commit"][:10] + each["commit"][40:] for each in origins]
     return [
         f"{result.benchmark}/{result.file_name}",
         f"`{origin['command']}`",
-        origin["commit"][:10] + origin["commit"][40:],
-        origin["device"],
-        ", ".join(f"{name} {version}" for name, version in origin["versions"].items()),
+        ", then ".join(dict.fromkeys(commits)),
+        ", then ".join(dict.fromkeys(each["device"] for each in origins)),
+        ", then ".join(dict.fromkeys(_versions(each["versions"]) for each in origins)),
         origin["date"],
     ]
+
+
+def _versions(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def _against_paper(ours: np.ndarray, theirs: float | None) -> list[str]:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +38,8 @@ class Result(NamedTuple):
       r: ``[num_seeds, num_tasks, num_tasks]``, see `benchmarks.train.Run`.
       losses: ``[num_seeds, num_tasks]``.
       seconds: wall time: "compile", "tasks" (a list), "total".
-      provenance: "command", "commit", "versions", "device", "date".
+      provenance: "command", "commit", "versions", "device", "date"; and "before_resuming", a list
+        of the same, if it was begun by others.
       train: ``[num_seeds, num_tasks]``, accuracy on the training examples, see
         `benchmarks.train.Run`; None in older files.
       memory_bytes: what the method keeps from one task for the next; None in older files.
@@ -157,6 +159,17 @@ def provenance(command: str) -> dict[str, Any]:
         "device": _device(),
         "date": datetime.date.today().isoformat(),
     }
+
+
+def combined(origins: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The provenance of a run that was resumed: the last one's, and all before that differ."""
+
+    def decisive(origin: dict[str, Any]) -> tuple[Any, ...]:
+        return origin["commit"], origin["versions"], origin["device"]
+
+    *earlier, last = origins
+    different = [origin for origin in earlier if decisive(origin) != decisive(last)]
+    return last | ({"before_resuming": different} if different else {})
 
 
 def save(result: Result, folder: Path) -> Path:

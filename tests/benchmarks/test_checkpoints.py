@@ -18,6 +18,7 @@ from benchmarks.train import Progress
 
 ROOT = Path(__file__).parent.parent.parent
 RUN = ["permuted-digits", "--methods", "sgd,rgo", "--seeds", "2", "--num-tasks", "6"]
+ORIGIN = {"commit": "a" * 40, "versions": {"jax": "1"}, "device": "d", "command": "c", "date": ""}
 
 
 def kill_after_second_task(out):
@@ -78,7 +79,7 @@ def test_resume_neither_hides_an_unfinished_run_nor_takes_other_data_for_its_own
 
     # A later run of the same that was killed is gone on with, whatever finished before.
     unfinished = tmp_path / "out" / "permuted-mine" / second.file_name
-    Checkpoints(unfinished.with_suffix(".checkpoint"), {"head": "x"}).save(progress(1, 0.5))
+    Checkpoints(unfinished.with_suffix(".checkpoint"), {"head": "x"}, ORIGIN).save(progress(1, 0.5))
     assert cli.main([*run, "--resume"]) == 2
     assert "a checkpoint of another run" in capsys.readouterr().err
 
@@ -95,7 +96,7 @@ def progress(tasks_done, value):
 
 
 def test_round_trip(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "run", {"head": "shared", "hidden": (1, 2)})
+    checkpoints = Checkpoints(tmp_path / "run", {"head": "shared", "hidden": (1, 2)}, ORIGIN)
     assert not checkpoints.exists()
     for tasks_done in (1, 2):
         checkpoints.save(progress(tasks_done, 0.1 * tasks_done))
@@ -111,14 +112,27 @@ def test_round_trip(tmp_path):
     assert not checkpoints.exists()
 
 
+def test_a_result_names_all_that_it_was_made_by(tmp_path):
+    """Two commits made it, the second of them in two goes."""
+    other = ORIGIN | {"commit": "b" * 40}
+    for tasks_done, origin in enumerate([ORIGIN, other, other | {"date": "later"}], start=1):
+        checkpoints = Checkpoints(tmp_path / "run", {}, origin)
+        if tasks_done > 1:
+            checkpoints.restore(progress(0, 0.0))
+        checkpoints.save(progress(tasks_done, 0.5))
+    made_by = results.combined(checkpoints.origins)
+    assert made_by == other | {"date": "later", "before_resuming": [ORIGIN]}
+    assert results.combined([ORIGIN, ORIGIN]) == ORIGIN
+
+
 def test_foreign_and_corrupt_checkpoints_are_refused(tmp_path):
     folder = tmp_path / "run"
-    Checkpoints(folder, {"head": "shared"}).save(progress(1, 0.5))
+    Checkpoints(folder, {"head": "shared"}, ORIGIN).save(progress(1, 0.5))
     with pytest.raises(ValueError, match="its head is 'shared'; this one's is 'frozen'"):
-        Checkpoints(folder, {"head": "frozen"}).restore(progress(0, 0.0))
+        Checkpoints(folder, {"head": "frozen"}, ORIGIN).restore(progress(0, 0.0))
     for file in folder.glob("1/state/**/*"):
         if file.is_file():
             file.write_bytes(b"")
     with pytest.raises(ValueError, match="checkpoint after task 1 cannot be read"):
-        Checkpoints(folder, {"head": "shared"}).restore(progress(0, 0.0))
+        Checkpoints(folder, {"head": "shared"}, ORIGIN).restore(progress(0, 0.0))
     assert folder.is_dir()  # nothing is removed

@@ -111,6 +111,13 @@ def test_the_papers_tables_name_what_there_is():
         assert methods.keys() <= METHODS.keys()
 
 
+def test_a_resumed_result_names_both_commits():
+    first = RESULTS[0].provenance | {"versions": {"jax": "1"}}
+    second = first | {"commit": "y" * 40 + " with local changes", "before_resuming": [first]}
+    text = report.markdown([RESULTS[0]._replace(provenance=second)], {"split-cifar100": "f"})
+    assert f"| {'x' * 10}, then {'y' * 10} with local changes | d | jax 1 |" in text
+
+
 def test_report_writes_tables_and_figure_1_where_there_is_a_row(tmp_path):
     for result in RESULTS:
         results.save(result, tmp_path)
