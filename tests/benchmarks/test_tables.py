@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -52,7 +54,7 @@ def test_ours_stands_beside_the_papers():
     (row,) = rows(section(tables.papers_tables(RESULTS), "Table 3"), "RGO", "lenet-5")
     assert row == [
         "split-cifar100", "lenet-5", "RGO", "paper", "81.03", "81.00 ± 1.00", "-0.03",
-        "-0.99", "0.00 ± 0.00", "+0.99", "95.00 ± 0.00", "14.00 ± 1.00", "3", "d", "1.5",
+        "-0.99", "0.00 ± 0.00", "**+0.99**", "95.00 ± 0.00", "14.00 ± 1.00", "3", "d", "1.5",
     ]  # fmt: skip
 
 
@@ -62,7 +64,7 @@ def test_methods_and_presets_that_the_paper_lacks_have_rows_of_their_own():
     (row,) = rows(table_3, "SGD")
     assert (row[4], row[5]) == ("-", "51.00 ± 1.00")
     (row,) = rows(table_3, "RGO", "recommended")
-    assert row[4:7] == ["81.03", "86.00 ± 1.00", "+4.97"]
+    assert row[4:7] == ["81.03", "86.00 ± 1.00", "**+4.97**"]
 
 
 def test_gain_over_a_model_per_task():
@@ -100,6 +102,34 @@ def test_networks_and_their_projections():
     assert [line.split("|")[1].strip() for line in text.splitlines() if "32 x 32" in line] == [
         name for name, network in ARCHITECTURES.items() if network.input_shape == (32, 32, 3)
     ]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "far"),
+    [
+        ([80.0, 81, 82], 83.0, False),
+        ([80.0, 81, 82], 83.1, True),
+        ([80.0, 81, 82], 78.9, True),
+        ([80.0], 50.0, False),
+        ([80.0, 81, 82], None, False),
+    ],
+)
+def test_two_standard_deviations(ours, theirs, far):
+    assert tables.is_far(np.array(ours), theirs) is far
+
+
+def test_every_difference_from_the_paper_has_a_note():
+    """Of the committed results: a section of the notes for each benchmark and method."""
+    folder = Path(tables.__file__).parent / "results"
+    headings = [line for line in (folder / "NOTES.md").read_text().splitlines() if "## " in line]
+    literal = [r for r in results.load_all(folder) if r.is_literal and r.preset == "paper"]
+    assert literal
+    for result in literal:
+        acc, bwt = paper.numbers(result.benchmark, result.method, result.config)
+        if tables.is_far(result.acc, acc) or tables.is_far(result.bwt, bwt):
+            label = METHODS[result.method].label
+            found = [h for h in headings if result.benchmark in h and label in h.split(": ")[1]]
+            assert found, f"{folder / 'NOTES.md'} has no section 'benchmark: {label}'"
 
 
 def test_the_papers_tables_name_what_there_is():
