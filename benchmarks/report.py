@@ -54,14 +54,14 @@ RGO-2 is RGO without feature encoding layers; STL trains a model for each task a
 """
 
 
-def markdown(results: Sequence[Result], figures: dict[str, str], see_also: str = "") -> str:
+def markdown(results: Sequence[Result], drawn: dict[str, str], see_also: str = "") -> str:
     """The whole report: a section for each benchmark, then where the numbers come from."""
     lines = [_INTRODUCTION + see_also]
     for benchmark in _benchmarks(results):
         of_benchmark = [result for result in results if result.benchmark == benchmark]
         lines += [f"## {benchmark}", ""]
         lines += markup.table(_COLUMNS, map(_row, of_benchmark))
-        lines += ["", f"![Average accuracy against tasks]({figures[benchmark]})", ""]
+        lines += ["", f"![Average accuracy against tasks]({drawn[benchmark]})", ""]
     lines += ["## Where each row comes from", ""]
     header = ("file", "command", "commit", "device", "versions", "date")
     lines += markup.table(header, map(_origin, results))
