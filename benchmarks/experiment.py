@@ -147,10 +147,18 @@ def make_problem(
         seed=jax.random.randint(fel_key, (), 0, 2**31 - 1),
     )
 
-    def logits(params: Any, x: jax.Array, task_id: jax.Array, projections: Any = None) -> jax.Array:
+    def logits(
+        params: Any,
+        x: jax.Array,
+        task_id: jax.Array,
+        projections: Any = None,
+        subspace: jax.Array | None = None,
+    ) -> jax.Array:
         variables = {"params": params}
         if projections is not None:
             variables["projections"] = projections
+        if subspace is not None:
+            variables["subspace"] = {"basis": subspace}
         return jnp.asarray(network.apply(variables, x, task_id))
 
     def freeze(params: Any, task_id: jax.Array) -> Any:

@@ -99,6 +99,21 @@ class Network(nn.Module):
 
         return encode
 
+    def classify(
+        self, features: jax.Array, encode: Callable[[jax.Array], jax.Array], task_id: jax.Array
+    ) -> jax.Array:
+        """Logits of the last features ``[b, features]``, which are not negative.
+
+        Under the method LOS, that hands over a ``basis`` of the task's subspace, of what of them
+        lies in it.
+        """
+        if self.has_variable("subspace", "basis"):
+            basis: jax.Array = self.get_variable("subspace", "basis")
+            matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+            features = nn.relu(matmul(matmul(features, basis), basis.T))
+        head = Head(self.num_classes, self.num_tasks, self.head, name="head")
+        return head(encode(features), task_id)
+
 
 class FeedForward(Network, kw_only=True):
     """Convolutions, then fully connected layers, then the head; FEL before each of them.
@@ -125,7 +140,7 @@ class FeedForward(Network, kw_only=True):
         x = x.reshape(len(x), -1)
         for width in self.hidden:
             x = nn.relu(Dense(width, kernel_init=_kernel_init, bias_init=_bias_init)(encode(x)))
-        return Head(self.num_classes, self.num_tasks, self.head, name="head")(encode(x), task_id)
+        return self.classify(x, encode, task_id)
 
 
 class ResNet18(Network, kw_only=True):
@@ -162,7 +177,7 @@ class ResNet18(Network, kw_only=True):
                 # One encoding of the sum permutes both of its branches alike.
                 x = encode(nn.relu(x + branch))
         x = jnp.mean(x, axis=(1, 2))
-        return Head(self.num_classes, self.num_tasks, self.head, name="head")(encode(x), task_id)
+        return self.classify(x, encode, task_id)
 
 
 def max_pool(x: jax.Array) -> jax.Array:

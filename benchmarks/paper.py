@@ -25,6 +25,7 @@ TABLE_1: dict[Setting, dict[str, Numbers]] = {
     Setting("permuted-mnist", "mlp", 1): {
         "rgo": (91.15, -2.05),
         "rgo-2": (87.95, -5.65),
+        "los": (86.56, -4.10),
         "gpm": (83.29, -8.45),
         "er-ring": (79.84, -12.88),
         "a-gem": (72.32, -19.94),
@@ -35,6 +36,7 @@ TABLE_1: dict[Setting, dict[str, Numbers]] = {
     Setting("rotated-mnist", "mlp", 1): {
         "rgo": (91.25, -1.59),
         "rgo-2": (72.26, None),
+        "los": (80.21, None),
         "gpm": (70.02, None),
         "er-ring": (69.20, None),
         "a-gem": (53.26, None),
@@ -44,6 +46,7 @@ TABLE_1: dict[Setting, dict[str, Numbers]] = {
     },
     Setting("split-cifar100", "resnet-18", 8): {
         "rgo": (73.18, -1.67),
+        "los": (56.20, None),
         "gpm": (53.41, None),
         "er-ring": (53.74, None),
         "a-gem": (49.56, None),

@@ -4,7 +4,7 @@ To add one, write a function from `Problem` to `Method` and give it a line in `M
 training loop, the mapping over seeds, the evaluation and the tables take it from there.
 """
 
-from benchmarks.methods import ewc, gpm, owm, replay, rgo, sgd
+from benchmarks.methods import ewc, gpm, los, owm, replay, rgo, sgd
 from benchmarks.methods.base import Method as Method
 from benchmarks.methods.base import MethodSpec as MethodSpec
 from benchmarks.methods.base import Problem as Problem
@@ -19,6 +19,7 @@ METHODS = {
     "ewc-textbook": MethodSpec(ewc.ewc_textbook, "EWC, by the letter", fel=False),
     "a-gem": MethodSpec(replay.a_gem, "A-GEM", fel=False),
     "er-ring": MethodSpec(replay.er_ring, "ER-Ring", fel=False),
+    "los": MethodSpec(los.los, "LOS", fel=False),
     "gpm": MethodSpec(gpm.gpm, "GPM", fel=False),
     "owm": MethodSpec(owm.owm, "OWM", fel=False),
     "sgp": MethodSpec(gpm.sgp, "SGP", fel=False),

@@ -17,8 +17,10 @@ class Problem(NamedTuple):
 
     Attributes:
       init: from a key to fresh parameters.
-      logits: ``(params, x, task_id, projections=None) -> [b, num_classes]``; with the collection
-        of `rgo_jax.linen.projections` the gradients of protected parameters are projected.
+      logits: ``(params, x, task_id, projections=None, subspace=None) -> [b, num_classes]``. With
+        the collection of `rgo_jax.linen.projections` the gradients of protected parameters are
+        projected. With orthonormal columns ``subspace [features, rank]`` the head receives what of
+        the features lies in them.
       protected: from parameters to a mask (a prefix tree of bools): those trained in more than
         one task.
       freeze: ``(params, task_id) -> params`` with the same values, through which no gradient flows

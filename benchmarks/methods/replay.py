@@ -123,6 +123,12 @@ def agreeing(grads: Any, reference: Any) -> Any:
     return jax.tree.map(lambda g, r: g - factor * r, grads, reference)
 
 
+def empty_ring(problem: Problem) -> Ring:
+    """A ring with nothing in it."""
+    shape = (problem.num_tasks, problem.num_classes)
+    return Ring(jnp.zeros((*shape, *problem.input_shape)), jnp.zeros(shape, bool))
+
+
 def remembering(ring: Ring, batch: Batch, task_id: jax.Array) -> Ring:
     """A ring that has seen a batch: of each class in it, the last example replaces the old one."""
     x, y = batch
@@ -168,12 +174,10 @@ def _replay_method(
 ) -> Method:
     """SGD along a direction made from a batch and from what is drawn beside it."""
     optimizer = optax.sgd(problem.learning_rate)
-    shape = (problem.num_tasks, problem.num_classes)
 
     def init(key: jax.Array) -> ReplayState:
         params = problem.init(key)
-        ring = Ring(jnp.zeros((*shape, *problem.input_shape)), jnp.zeros(shape, bool))
-        return ReplayState(params, optimizer.init(params), ring, key)
+        return ReplayState(params, optimizer.init(params), empty_ring(problem), key)
 
     def start_task(state: ReplayState, task: Task, key: jax.Array) -> ReplayState:
         del task

@@ -1,0 +1,179 @@
+"""Learning in orthogonal subspaces: each task has directions of its own in the last features.
+
+Chaudhry et al. 2020, https://arxiv.org/abs/2010.11635, called ORTHOG-SUBSPACE there and LOS in the
+RGO paper.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from benchmarks.methods.base import Batch, Method, Problem, nothing_to_end
+from benchmarks.methods.replay import Ring, empty_ring, remembering
+from benchmarks.methods.stiefel import stiefel_sgd
+from benchmarks.tasks import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Los:
+    """Hyper-parameters of `los`.
+
+    Attributes:
+      rank: dimensions of a task's subspace; less where the features have too few for all tasks.
+      random: whether the subspaces lie anywhere, or along the axes: each task has units of its own.
+      replay: whether the last example of each class of one earlier task is trained in each step.
+      stiefel: whether kernels stay orthonormal, so that gradients at right angles in the features
+        are so in all layers.
+      learning_rate: in place of the experiment's; None: the experiment's.
+    """
+
+    rank: int = 12
+    random: bool = False
+    replay: bool = False
+    stiefel: bool = False
+    learning_rate: float | None = None
+
+
+# As the authors have it on MNIST and on colour images.
+_VECTORS = Los()
+_IMAGES = Los(rank=30, random=True, replay=True, stiefel=True)
+BY_DATASET = {
+    "cifar100": dataclasses.replace(_IMAGES, learning_rate=0.4),
+    "mini-imagenet": dataclasses.replace(_IMAGES, learning_rate=0.2),
+}
+
+
+class LosState(NamedTuple):
+    """The state of `los`.
+
+    Attributes:
+      params: of the network.
+      opt_state: the optimizer's.
+      bases: ``[features, num_tasks * rank]``, orthonormal columns, a run of them for each task.
+      ring: what is replayed; None if nothing is.
+      key: to draw what is replayed.
+    """
+
+    params: Any
+    opt_state: Any
+    bases: jax.Array
+    ring: Ring | None
+    key: jax.Array
+
+
+def los(problem: Problem, hyper: Los | None = None) -> Method:
+    """LOS, with a network of `benchmarks.models`, which takes ``subspace``."""
+    default = _IMAGES if len(problem.input_shape) > 1 else _VECTORS
+    hyper = hyper or BY_DATASET.get(problem.dataset, default)
+    rate = problem.learning_rate if hyper.learning_rate is None else hyper.learning_rate
+    optimizer = optax.partition(
+        {True: stiefel_sgd(rate), False: optax.sgd(rate)},
+        lambda params: _is_on_manifold(params) if hyper.stiefel else _nowhere(params),
+    )
+
+    def outputs_of(state: LosState, params: Any, x: jax.Array, task_id: jax.Array) -> jax.Array:
+        basis = of_task(state.bases, problem.num_tasks, task_id)
+        return problem.logits(params, x, task_id, subspace=basis)
+
+    def init(key: jax.Array) -> LosState:
+        params_key, bases_key, kernels_key = jax.random.split(key, 3)
+        params = problem.init(params_key)
+        if hyper.stiefel:
+            params = _orthogonal(params, kernels_key)
+        # The head's largest array is its kernel, [features, classes] for each head.
+        width = max(jax.tree.leaves(params["head"]), key=jnp.size).shape[-2]
+        ring = empty_ring(problem) if hyper.replay else None
+        bases = task_bases(bases_key, width, problem.num_tasks, hyper)
+        return LosState(params, optimizer.init(params), bases, ring, key)
+
+    def start_task(state: LosState, task: Task, key: jax.Array) -> LosState:
+        del task
+        return state._replace(key=key)
+
+    def step(state: LosState, batch: Batch, task: Task) -> tuple[LosState, jax.Array]:
+        key, own_key = jax.random.split(state.key)
+
+        def current_loss(params: Any) -> jax.Array:
+            x, y = batch
+            outputs = outputs_of(state, params, x, task.id)
+            return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs, y))
+
+        loss, grads = jax.value_and_grad(current_loss)(state.params)
+        ring = state.ring
+        if ring is not None:
+            past = jax.random.randint(own_key, (), 0, jnp.maximum(task.id, 1))
+
+            def past_loss(params: Any, ring: Ring = ring) -> jax.Array:
+                outputs = outputs_of(state, problem.freeze(params, task.id), ring.x[past], past)
+                labels = jnp.arange(problem.num_classes)
+                losses = optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
+                there = ring.filled[past] & (past < task.id)
+                return jnp.sum(there * losses) / jnp.maximum(jnp.sum(there), 1)
+
+            # Divided by how many tasks there are so far, as in the authors' program.
+            grads = jax.tree.map(
+                lambda g, p: (g + p) / (task.id + 1), grads, jax.grad(past_loss)(state.params)
+            )
+            ring = remembering(ring, batch, task.id)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return LosState(params, opt_state, state.bases, ring, key), loss
+
+    def logits(state: LosState, x: jax.Array, task_id: jax.Array) -> jax.Array:
+        return outputs_of(state, state.params, x, task_id)
+
+    return Method(
+        init, start_task, step, nothing_to_end, logits, lambda state: (state.bases, state.ring)
+    )
+
+
+def task_bases(key: jax.Array, width: int, num_tasks: int, hyper: Los) -> jax.Array:
+    """Orthonormal columns ``[width, num_tasks * rank]`` for all tasks.
+
+    Raises:
+      ValueError: more tasks than features.
+    """
+    rank = min(hyper.rank, width // num_tasks)
+    if rank < 1:
+        raise ValueError(
+            f"LOS needs a feature for each task, but the last layer gets {width} features for "
+            f"{num_tasks} tasks. Choose a wider network or fewer tasks."
+        )
+    columns = jnp.eye(width)
+    if hyper.random:
+        columns, _ = jnp.linalg.qr(jax.random.normal(key, (width, width)))
+    return columns[:, : num_tasks * rank]
+
+
+def of_task(bases: jax.Array, num_tasks: int, task_id: jax.Array) -> jax.Array:
+    """One task's columns ``[width, rank]``."""
+    rank = bases.shape[1] // num_tasks
+    return jax.lax.dynamic_slice_in_dim(bases, task_id * rank, rank, axis=1)
+
+
+def _is_on_manifold(params: Any) -> Any:
+    """Kernels of all layers but the head."""
+    return {
+        name: jax.tree.map(lambda leaf, name=name: name != "head" and leaf.ndim > 1, layer)
+        for name, layer in params.items()
+    }
+
+
+def _nowhere(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: False, params)
+
+
+def _orthogonal(params: Any, key: jax.Array) -> Any:
+    """The parameters with kernels on the manifold, whatever the network starts from."""
+    leaves, treedef = jax.tree.flatten(params)
+    chosen = jax.tree.leaves(_is_on_manifold(params))
+    keys = jax.random.split(key, len(leaves))
+    drawn = [
+        nn.initializers.orthogonal()(own_key, leaf.shape) if on_manifold else leaf
+        for own_key, leaf, on_manifold in zip(keys, leaves, chosen, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, drawn)

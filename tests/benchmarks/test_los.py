@@ -1,0 +1,257 @@
+"""LOS and its Cayley steps, by hand."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from benchmarks import experiment, presets, tasks, train
+from benchmarks.data import Dataset
+from benchmarks.methods import METHODS, los
+from benchmarks.methods.stiefel import cayley_step, stiefel_sgd
+from benchmarks.models import ARCHITECTURES, Architecture, ConvLayer, FeedForward
+from tests.benchmarks.problems import task_of
+
+TASKS, CLASSES = 3, 4
+IMAGES = los.Los(rank=2, random=True, replay=True, stiefel=True, learning_rate=0.5)
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """LeNet-5 and ResNet-18 that compile soon; their last features are 12 and 32."""
+    resnet = ARCHITECTURES["resnet-18"].build.func
+    lenet = partial(FeedForward, convs=(ConvLayer(3, 5, True),), hidden=(12,))
+    monkeypatch.setitem(ARCHITECTURES, "lenet-5", Architecture(lenet, ()))
+    monkeypatch.setitem(ARCHITECTURES, "resnet-18", Architecture(partial(resnet, width=4), ()))
+
+
+def problem_of(network, input_shape, head="per_task", classes=CLASSES):
+    """A network of the benchmarks, for three tasks."""
+    config = presets.config(
+        "split-digits", network=network, num_tasks=TASKS, head=head, learning_rate=0.5
+    )
+    sequence = tasks.Sequence(classes, input_shape, 1, None, None)
+    key = jax.random.key(7)
+    return experiment.make_problem(config, METHODS["los"], sequence, "none", key)
+
+
+def examples(count, input_shape, seed=0):
+    x = jax.random.normal(jax.random.key(seed), (count, *input_shape))
+    return x, jnp.arange(count) % CLASSES
+
+
+@pytest.mark.parametrize("hyper", [los.Los(rank=12), IMAGES])
+def test_subspaces_of_tasks_are_at_right_angles(hyper):
+    bases = los.task_bases(jax.random.key(0), 40, TASKS, hyper)
+    columns = TASKS * hyper.rank
+    np.testing.assert_allclose(bases.T @ bases, np.eye(columns), atol=1e-6)
+    own = [los.of_task(bases, TASKS, jnp.int32(t)) for t in range(TASKS)]
+    assert {basis.shape for basis in own} == {(40, hyper.rank)}
+    np.testing.assert_array_equal(jnp.concatenate(own, axis=1), bases)
+    # Along the axes, a task has units of its own; a random basis has a part in all units.
+    units = np.count_nonzero(np.asarray(bases), axis=0)
+    assert (units == (40 if hyper.random else 1)).all()
+
+
+def test_rank_is_what_the_features_have_room_for():
+    assert los.task_bases(jax.random.key(0), 512, 20, los.Los(rank=30)).shape == (512, 500)
+    assert los.task_bases(jax.random.key(0), 256, 20, los.Los()).shape == (256, 240)
+    with pytest.raises(ValueError, match=r"gets 5 features for 6 tasks\. Choose a wider network"):
+        los.task_bases(jax.random.key(0), 5, 6, los.Los())
+
+
+def test_mask_is_one_of_the_pre_activation():
+    """On the perceptron: the head sees relu of the masked pre-activation, other units never."""
+    problem = problem_of("mlp-100", (8,), head="shared")
+    params = problem.init(jax.random.key(0))
+    x, _ = examples(5, (8,))
+    basis = los.of_task(jnp.eye(100), TASKS, jnp.int32(1))[:, :12]
+    found = problem.logits(params, x, jnp.int32(1), subspace=basis)
+    first, second, head = (params[k] for k in ("Dense_0", "Dense_1", "head"))
+    hidden = jax.nn.relu(x @ first["kernel"] + first["bias"][None])
+    mask = basis.sum(axis=1)
+    assert mask.sum() == 12
+    hidden = jax.nn.relu(mask[None] * (hidden @ second["kernel"] + second["bias"][None]))
+    head = head["Dense_0"]
+    np.testing.assert_allclose(found, hidden @ head["kernel"] + head["bias"][None], atol=1e-5)
+    assert float(jnp.abs(found - problem.logits(params, x, jnp.int32(1))).max()) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("network", "width"), [("lenet-5", 12), pytest.param("resnet-18", 32, marks=pytest.mark.slow)]
+)
+def test_what_the_head_gets_lies_in_the_subspace(narrow, network, width):
+    problem = problem_of(network, (4, 4, 3), classes=width)
+    # With an identity for a head, the outputs are what it gets.
+    identity = jnp.broadcast_to(jnp.eye(width), (TASKS, width, width))
+
+    @jax.jit
+    def received(x, basis=None):
+        params = problem.init(jax.random.key(0))
+        head = {"kernels": identity, "biases": jnp.zeros((TASKS, width))}
+        return problem.logits(params | {"head": head}, x, jnp.int32(0), subspace=basis)
+
+    x, _ = examples(2, (4, 4, 3))
+    basis, _ = jnp.linalg.qr(jax.random.normal(jax.random.key(1), (width, 2)))
+    features = received(x)
+    assert float(features.max()) > 0.01
+    expected = jax.nn.relu(features @ basis @ basis.T)
+    np.testing.assert_allclose(received(x, basis), expected, atol=1e-5 * float(features.max()))
+    # A basis of all directions changes nothing.
+    whole = received(x, jnp.eye(width))
+    np.testing.assert_allclose(whole, features, atol=1e-5 * float(features.max()))
+
+
+def stiefel(d, m, seed=0):
+    rng = np.random.default_rng(seed)
+    wide = np.linalg.qr(rng.normal(size=(max(d, m), min(d, m))))[0]
+    kernel = wide if d >= m else wide.T
+    return kernel, rng.normal(size=(d, m))
+
+
+@pytest.mark.parametrize(("d", "m"), [(7, 3), (5, 5), (3, 6)])
+@pytest.mark.parametrize("rate", [0.01, 10.0])
+def test_cayley_step_in_float64(d, m, rate):
+    w, g = stiefel(d, m)
+    b = g @ w.T - 0.5 * w @ (w.T @ g @ w.T)
+    a = b - b.T
+    step = min(rate, 1 / np.abs(a).sum(axis=1).max())
+    y = w - step * a @ w
+    for _ in range(2):
+        y = w - step / 2 * a @ (w + y)
+    found = cayley_step(jnp.float32(w), jnp.float32(g), rate)
+    np.testing.assert_allclose(found, y, atol=1e-6)
+    # Near the exact transform, which leaves W'W as it is.
+    exact = np.linalg.solve(np.eye(d) + step / 2 * a, w - step / 2 * a @ w)
+    np.testing.assert_allclose(exact.T @ exact, w.T @ w, atol=1e-12)
+    np.testing.assert_allclose(found, exact, atol=1e-5 if rate < 1 else 0.1)
+    # Downhill, whatever the size of the step.
+    assert ((exact - w) * g).sum() < 0
+
+
+@pytest.mark.parametrize(("d", "m"), [(20, 8), (8, 20)])
+def test_kernels_stay_orthonormal_for_a_thousand_steps(d, m):
+    w, _ = stiefel(d, m)
+    params = {"kernel": jnp.float32(w).reshape(2, d // 2, m)}
+    tx = stiefel_sgd(optax.constant_schedule(2e-3))
+
+    def step(carry, key):
+        params, state = carry
+        grads = jax.tree.map(lambda p: jax.random.normal(key, p.shape), params)
+        updates, state = tx.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    carry = (params, tx.init(params))
+    (after, state), _ = jax.lax.scan(step, carry, jax.random.split(jax.random.key(0), 1000))
+    w = np.asarray(after["kernel"], np.float64).reshape(d, m)
+    gram = w.T @ w if d >= m else w @ w.T
+    np.testing.assert_allclose(gram, np.eye(len(gram)), atol=1e-4)
+    assert float(jnp.abs(after["kernel"] - params["kernel"]).max()) > 0.05  # it has gone somewhere
+    assert int(state.num_steps) == 1000
+
+
+def test_step_on_images_by_hand(narrow):
+    """Third task: current and replayed gradient, each divided by three; the head by plain SGD."""
+    shape = (4, 4, 3)
+    problem = problem_of("lenet-5", shape)
+    method = los.los(problem, IMAGES)
+    state = method.init(jax.random.key(0))
+    for name, layer in state.params.items():
+        if name != "head":
+            kernel = np.asarray(layer["kernel"], np.float64)
+            kernel = kernel.reshape(-1, kernel.shape[-1])
+            gram = kernel.T @ kernel if len(kernel) >= kernel.shape[1] else kernel @ kernel.T
+            np.testing.assert_allclose(gram, np.eye(len(gram)), atol=1e-5)
+
+    # Both earlier tasks are remembered alike, whichever is drawn.
+    old_x, old_y = examples(3, shape, seed=1)  # three of the four classes
+    ring = state.ring
+    for past in range(2):
+        ring = ring._replace(
+            x=ring.x.at[past, old_y].set(old_x), filled=ring.filled.at[past, old_y].set(True)
+        )
+    state = state._replace(ring=ring)
+    batch = examples(5, shape)
+    task = task_of(*batch, task_id=2)
+
+    def loss(params, x, y, task_id):
+        basis = los.of_task(state.bases, TASKS, jnp.int32(task_id))
+        outputs = problem.logits(params, x, jnp.int32(task_id), subspace=basis)
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs, y))
+
+    after, found_loss = jax.jit(lambda state: method.step(state, batch, task))(state)
+    np.testing.assert_allclose(found_loss, loss(state.params, *batch, 2), rtol=1e-5)
+    gradient = jax.jit(jax.grad(loss))
+    current = gradient(state.params, *batch, 2)
+    fits = []
+    for past in range(2):
+        replayed = gradient(state.params, old_x, old_y, past)
+        total = jax.tree.map(lambda g, p: (g + p) / 3, current, replayed)
+        head = jax.tree.map(lambda p, g: p - 0.5 * g, state.params["head"], total["head"])
+        conv = state.params["Conv_0"]
+        kernel = cayley_step(
+            conv["kernel"].reshape(27, 5), total["Conv_0"]["kernel"].reshape(27, 5), 0.5
+        ).reshape(conv["kernel"].shape)
+        bias = conv["bias"] - 0.5 * total["Conv_0"]["bias"]
+        expected = {"head": head, "Conv_0": {"kernel": kernel, "bias": bias}}
+        fits.append(
+            all(
+                np.allclose(a, b, atol=1e-5)
+                for name in expected
+                for a, b in zip(
+                    jax.tree.leaves(expected[name]),
+                    jax.tree.leaves(after.params[name]),
+                    strict=True,
+                )
+            )
+        )
+    assert sum(fits) == 1  # one task was replayed
+    # The ring has seen the batch.
+    np.testing.assert_array_equal(after.ring.filled[2], [True] * 4)
+
+
+def test_first_task_replays_nothing(narrow):
+    shape = (4, 4, 3)
+    method = los.los(problem_of("lenet-5", shape), IMAGES)
+    state = method.init(jax.random.key(0))
+    batch = examples(4, shape)
+    step = jax.jit(lambda state: method.step(state, batch, task_of(*batch)))
+    whole, _ = step(state)
+    # What lies in the ring without having been put there does not matter.
+    other = state._replace(ring=state.ring._replace(x=state.ring.x + 5))
+    same, _ = step(other)
+    jax.tree.map(np.testing.assert_array_equal, whole.params, same.params)
+
+
+def test_defaults_are_the_authors():
+    assert (los.Los().rank, los.Los().replay, los.Los().stiefel) == (12, False, False)
+    for name, rate in (("cifar100", 0.4), ("mini-imagenet", 0.2)):
+        hyper = los.BY_DATASET[name]
+        assert (hyper.rank, hyper.replay, hyper.stiefel, hyper.learning_rate) == (
+            30,
+            True,
+            True,
+            rate,
+        )
+
+
+@pytest.mark.slow
+def test_images_are_learned_on_the_manifold_with_replay():
+    """Two tasks of two classes each, in the compiled loop."""
+    rng = np.random.default_rng(0)
+    prototypes = rng.integers(0, 256, (4, 8, 8, 3))
+
+    def split(count):
+        y = (np.arange(count) % 4).astype(np.int32)
+        noise = rng.normal(0, 40, (count, 8, 8, 3))
+        return np.clip(prototypes[y] + noise, 0, 255).astype(np.uint8), y
+
+    dataset = Dataset("mine", *split(480), *split(80))
+    config = presets.config(
+        "split-cifar100", num_tasks=2, examples_per_task=240, epochs=5, learning_rate=0.1
+    )
+    run = train.run(config, METHODS["los"], dataset, num_seeds=1)
+    assert run.r[0, 1].min() > 0.9
