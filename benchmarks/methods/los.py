@@ -23,7 +23,8 @@ class Los:
     """Hyper-parameters of `los`.
 
     Attributes:
-      rank: dimensions of a task's subspace; less where the features have too few for all tasks.
+      rank: dimensions of a task's subspace, at most; None: as many as there is room for (12 of 256
+        with 20 tasks).
       random: whether the subspaces lie anywhere, or along the axes: each task has units of its own.
       replay: whether the last example of each class of one earlier task is trained in each step.
       stiefel: whether kernels stay orthonormal, so that gradients at right angles in the features
@@ -31,7 +32,7 @@ class Los:
       learning_rate: in place of the experiment's; None: the experiment's.
     """
 
-    rank: int = 12
+    rank: int | None = None
     random: bool = False
     replay: bool = False
     stiefel: bool = False
@@ -137,7 +138,8 @@ def task_bases(key: jax.Array, width: int, num_tasks: int, hyper: Los) -> jax.Ar
     Raises:
       ValueError: more tasks than features.
     """
-    rank = min(hyper.rank, width // num_tasks)
+    room = width // num_tasks
+    rank = room if hyper.rank is None else min(hyper.rank, room)
     if rank < 1:
         raise ValueError(
             f"LOS needs a feature for each task, but the last layer gets {width} features for "

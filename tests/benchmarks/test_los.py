@@ -227,7 +227,7 @@ def test_first_task_replays_nothing(narrow):
 
 
 def test_defaults_are_the_authors():
-    assert (los.Los().rank, los.Los().replay, los.Los().stiefel) == (12, False, False)
+    assert los.Los() == los.Los(rank=None, random=False, replay=False, stiefel=False)
     for name, rate in (("cifar100", 0.4), ("mini-imagenet", 0.2)):
         hyper = los.BY_DATASET[name]
         assert (hyper.rank, hyper.replay, hyper.stiefel, hyper.learning_rate) == (
