@@ -107,7 +107,10 @@ def _parser() -> argparse.ArgumentParser:
         "--head", help="; ".join(f"{name}: {text}" for name, text in HEADS.items())
     )
     changes.add_argument(
-        "--learning-rate", metavar="RATE", type=float, help="of SGD, at the start of a task"
+        "--learning-rate",
+        metavar="RATE",
+        type=float,
+        help="of SGD, at the start of a task; LOS has its own on colour images",
     )
     changes.add_argument(
         "--schedule", help=f"inside each task, one of {', '.join(presets.SCHEDULES)}"

@@ -24,12 +24,13 @@ def stiefel_sgd(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransfor
     """SGD that turns kernels by Cayley transforms, which leave ``W' W`` as it is.
 
     A leaf is seen as ``W [d, m]``, every axis but the last as d. Where d < m it is ``W W'`` that
-    stays as it is.
+    stays as it is. Only nearly so: the transform is approximated, and a turn by an angle shortens
+    columns by its fourth power over eight. Small steps stay on the manifold, large ones leave it.
 
     Li, Li and Todorovic 2020, https://arxiv.org/abs/2002.01113, Algorithm 1, without momentum.
 
     Args:
-      learning_rate: a scalar or a schedule; no step turns a kernel further than is safe.
+      learning_rate: a scalar or a schedule, limited as in `cayley_step`.
 
     Returns:
       A `optax.GradientTransformation`; its update needs the parameters.
