@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         "--learning-rate",
         metavar="RATE",
         type=float,
-        help="of SGD, at the start of a task; LOS has its own on colour images",
+        help="of SGD, at the start of a task",
     )
     changes.add_argument(
         "--schedule", help=f"inside each task, one of {', '.join(presets.SCHEDULES)}"
@@ -155,53 +156,81 @@ def _run(argv: list[str], console: Console) -> int:
         for name, value in vars(arguments).items()
         if name in fields - {"preset"} and value is not None
     }
-    configs = {
-        name: presets.config(name, arguments.preset, arguments.data, **changes)
+    resolved = {
+        name: {method: _configs(name, method, arguments, changes) for method in methods}
         for name in dict.fromkeys(benchmarks)
     }
     # Everything that can be wrong is found before the first run.
     origin = results.provenance(shlex.join(["python", "-m", "benchmarks", *argv]))
-    jobs = []
-    for name, config in configs.items():
-        dataset = data.load(config.dataset, data_dir=arguments.data_dir)
-        if config.validation:
-            dataset = dataset.validation()
-        if arguments.examples_per_task is None:
-            config = experiment.fitted(config, dataset)
-        experiment.check(config, dataset)
-        preset = presets.config(name, arguments.preset, arguments.data)
-        differing = {
-            field: value for field, value in changes.items() if value != getattr(preset, field)
-        }
-        job = _Job(config, dataset, differing, arguments.seeds, arguments.out, origin)
-        for method in methods:
-            if job.checkpoints(method).exists() and not arguments.resume:
-                raise ValueError(
-                    f"{job.checkpoints(method).folder}: an interrupted run of {method}. Go on with "
-                    "it by --resume, or delete the folder to begin anew."
-                )
-        jobs.append(job)
-    for job in jobs:
+    jobs = {name: _jobs(configs, arguments, changes, origin) for name, configs in resolved.items()}
+    for benchmark_jobs in jobs.values():
         finished = []
-        for method in methods:
-            result = job.finished(method) if arguments.resume else None
-            if result is None:
-                result = job.run(method, arguments.resume, console)
-            finished.append(result)
+        for job in benchmark_jobs:
+            result = job.finished() if arguments.resume else None
+            finished.append(result or job.run(arguments.resume, console))
+        benchmark = finished[0].benchmark
         console.print(
-            f"{job.benchmark}, preset {arguments.preset}, {arguments.seeds} seeds; percent after "
+            f"{benchmark}, preset {arguments.preset}, {arguments.seeds} seeds; percent after "
             "the last task, mean ± standard deviation"
         )
         console.print(report.terminal_table(finished))
-        figure = arguments.out / job.benchmark / "accuracy"
-        figures.accuracy(job.benchmark, finished, figure)
+        figure = arguments.out / benchmark / "accuracy"
+        figures.accuracy(benchmark, finished, figure)
         console.print(f"Results and {figure.with_suffix('.png')} are in {arguments.out}.")
     return 0
 
 
-class _Job(NamedTuple):
-    """A benchmark to be run with one method after the other."""
+def _configs(
+    benchmark: str, method: str, arguments: argparse.Namespace, changes: dict[str, Any]
+) -> tuple[presets.Config, presets.Config]:
+    """What a method is to run with, and the same without the changes."""
+    config = partial(
+        presets.config,
+        benchmark,
+        arguments.preset,
+        arguments.data,
+        METHODS[method].learning_rates,
+    )
+    return config(**changes), config()
 
+
+def _jobs(
+    configs: dict[str, tuple[presets.Config, presets.Config]],
+    arguments: argparse.Namespace,
+    changes: dict[str, Any],
+    origin: dict[str, Any],
+) -> list["_Job"]:
+    """The runs of a benchmark, one for each method.
+
+    Raises:
+      ValueError: a run is not possible, or there is an interrupted one.
+    """
+    first, _ = next(iter(configs.values()))
+    dataset = data.load(first.dataset, data_dir=arguments.data_dir)
+    if first.validation:
+        dataset = dataset.validation()
+    jobs = []
+    for method, (config, preset) in configs.items():
+        if arguments.examples_per_task is None:
+            config = experiment.fitted(config, dataset)
+        experiment.check(config, dataset)
+        differing = {
+            field: value for field, value in changes.items() if value != getattr(preset, field)
+        }
+        job = _Job(method, config, dataset, differing, arguments.seeds, arguments.out, origin)
+        if job.checkpoints().exists() and not arguments.resume:
+            raise ValueError(
+                f"{job.checkpoints().folder}: an interrupted run of {method}. Go on with it by "
+                "--resume, or delete the folder to begin anew."
+            )
+        jobs.append(job)
+    return jobs
+
+
+class _Job(NamedTuple):
+    """A benchmark to be run with a method."""
+
+    method: str
     config: presets.Config
     dataset: data.Dataset
     changes: dict[str, Any]
@@ -217,31 +246,31 @@ class _Job(NamedTuple):
     def description(self) -> dict[str, Any]:
         return dataclasses.asdict(self.config) | {"dataset": self.dataset.name}
 
-    def path(self, method: str) -> Path:
-        name = results.file_name(method, self.config.preset, self.changes, self.num_seeds)
+    @property
+    def path(self) -> Path:
+        name = results.file_name(self.method, self.config.preset, self.changes, self.num_seeds)
         return self.out / self.benchmark / name
 
-    def checkpoints(self, method: str) -> Checkpoints:
+    def checkpoints(self) -> Checkpoints:
         experiment = self.description | {
-            "method": method,
+            "method": self.method,
             "seeds": self.num_seeds,
             "data": self.dataset.fingerprint(),
             "devices": jax.local_device_count(),
         }
-        folder = self.path(method).with_suffix(".checkpoint")
-        return Checkpoints(folder, experiment, self.origin)
+        return Checkpoints(self.path.with_suffix(".checkpoint"), experiment, self.origin)
 
-    def finished(self, method: str) -> results.Result | None:
+    def finished(self) -> results.Result | None:
         """The result of an earlier run of the same experiment, unless a later one is unfinished."""
-        if not self.path(method).exists() or self.checkpoints(method).exists():
+        if not self.path.exists() or self.checkpoints().exists():
             return None
-        found = results.load(self.path(method))
+        found = results.load(self.path)
         same = found.config == json.loads(json.dumps(self.description))
         return found if same and found.data == self.dataset.fingerprint() else None
 
-    def run(self, method: str, resume: bool, console: Console) -> results.Result:
-        checkpoints = self.checkpoints(method)
-        title = [self.benchmark, method, *(f"{k}={v}" for k, v in self.changes.items())]
+    def run(self, resume: bool, console: Console) -> results.Result:
+        checkpoints = self.checkpoints()
+        title = [self.benchmark, self.method, *(f"{k}={v}" for k, v in self.changes.items())]
         with Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -249,7 +278,7 @@ class _Job(NamedTuple):
             TimeRemainingColumn(),
             console=console,
         ) as progress:
-            spec = METHODS[method]
+            spec = METHODS[self.method]
             run = train.run(
                 self.config,
                 spec,
@@ -261,7 +290,7 @@ class _Job(NamedTuple):
         kept = experiment.memory_bytes(self.config, spec, self.dataset)
         result = results.collect(
             self.benchmark,
-            method,
+            self.method,
             self.config.preset,
             self.changes,
             self.description,

@@ -29,7 +29,7 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 
 NETWORKS = ("mlp", "lenet-5", "alexnet-6", "vgg-11", "resnet-18")
 # How many steps one timed program takes; 3 for the wider networks.
-STEPS = {"mlp": 100, "lenet-5": 10}
+STEPS = {"mlp": 1000, "lenet-5": 10}
 
 
 class Program(NamedTuple):

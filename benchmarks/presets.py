@@ -1,6 +1,8 @@
 """Every number of every experiment, in one place."""
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import optax
@@ -122,7 +124,11 @@ BENCHMARKS = tuple(f"{sequence}-{dataset}" for sequence, dataset in _PROTOCOLS)
 
 
 def config(
-    benchmark: str, preset: str = "paper", data: str | None = None, **changes: Any
+    benchmark: str,
+    preset: str = "paper",
+    data: str | None = None,
+    learning_rates: Mapping[str, float] = MappingProxyType({}),
+    **changes: Any,
 ) -> Config:
     """Resolves a benchmark's name, a preset and single changes to a `Config`.
 
@@ -130,6 +136,7 @@ def config(
       benchmark: one of `BENCHMARKS`; or, with ``data``, a key of `SEQUENCES`.
       preset: a key of `PRESETS`.
       data: the path of an ``.npz`` file to make tasks of.
+      learning_rates: the method's own, by dataset, in place of the protocol's.
       **changes: fields of `Config` that override all else; None leaves a field as it is.
 
     Returns:
@@ -148,8 +155,9 @@ def config(
     _check_known("preset", preset, tuple(PRESETS))
     named = PRESETS[preset].get(sequence, {})
     given = {name: value for name, value in changes.items() if value is not None}
+    own = {"learning_rate": learning_rates[dataset]} if dataset in learning_rates else {}
     values = {"sequence": sequence, "dataset": dataset, "preset": preset}
-    resolved = Config(**(values | protocol | named | given))
+    resolved = Config(**(values | protocol | own | named | given))
     _check_known("network", resolved.network, tuple(ARCHITECTURES))
     _check_known("head", resolved.head, tuple(HEADS))
     _check_known("schedule", resolved.schedule, SCHEDULES)

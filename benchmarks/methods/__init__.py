@@ -19,7 +19,7 @@ METHODS = {
     "ewc-textbook": MethodSpec(ewc.ewc_textbook, "EWC, by the letter", fel=False),
     "a-gem": MethodSpec(replay.a_gem, "A-GEM", fel=False),
     "er-ring": MethodSpec(replay.er_ring, "ER-Ring", fel=False),
-    "los": MethodSpec(los.los, "LOS", fel=False),
+    "los": MethodSpec(los.los, "LOS", fel=False, learning_rates=los.LEARNING_RATES),
     "gpm": MethodSpec(gpm.gpm, "GPM", fel=False),
     "owm": MethodSpec(owm.owm, "OWM", fel=False),
     "sgp": MethodSpec(gpm.sgp, "SGP", fel=False),

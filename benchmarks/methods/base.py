@@ -1,6 +1,7 @@
 """What a method is given, what it is, and what all methods of gradients share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -81,12 +82,14 @@ class MethodSpec(NamedTuple):
       fel: whether the network has feature encoding layers, unless the experiment says otherwise.
       single_task: whether each task gets a model of its own, kept as it is afterwards. Its
         accuracy is then measured once, and no head policy applies.
+      learning_rates: its authors', by dataset, where they are not the protocol's.
     """
 
     build: Callable[[Problem], Method]
     label: str
     fel: bool
     single_task: bool = False
+    learning_rates: Mapping[str, float] = MappingProxyType({})
 
 
 class TrainState(NamedTuple):

@@ -16,7 +16,7 @@ from benchmarks.models import ARCHITECTURES, Architecture, ConvLayer, FeedForwar
 from tests.benchmarks.problems import task_of
 
 TASKS, CLASSES = 3, 4
-IMAGES = los.Los(rank=2, random=True, replay=True, stiefel=True, learning_rate=0.5)
+IMAGES = los.Los(rank=2, random=True, replay=True, stiefel=True)
 
 
 @pytest.fixture
@@ -227,15 +227,19 @@ def test_first_task_replays_nothing(narrow):
 
 
 def test_defaults_are_the_authors():
-    assert los.Los() == los.Los(rank=None, random=False, replay=False, stiefel=False)
-    for name, rate in (("cifar100", 0.4), ("mini-imagenet", 0.2)):
-        hyper = los.BY_DATASET[name]
-        assert (hyper.rank, hyper.replay, hyper.stiefel, hyper.learning_rate) == (
-            30,
-            True,
-            True,
-            rate,
-        )
+    assert los.Los(rank=None, random=False, replay=False, stiefel=False) == los.VECTORS
+    assert los.Los(rank=30, random=True, replay=True, stiefel=True) == los.IMAGES
+    own = METHODS["los"].learning_rates
+    for benchmark, rate in (
+        ("permuted-mnist", 0.1),
+        ("split-cifar100", 0.4),
+        ("superclass-cifar100", 0.4),
+        ("split-mini-imagenet", 0.2),
+    ):
+        assert presets.config(benchmark, learning_rates=own).learning_rate == rate
+        # The user's wins.
+        config = presets.config(benchmark, learning_rates=own, learning_rate=0.03)
+        assert config.learning_rate == 0.03
 
 
 @pytest.mark.slow
