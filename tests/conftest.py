@@ -1,4 +1,5 @@
 import contextlib
+import os
 from collections.abc import Iterator
 
 import hypothesis
@@ -12,6 +13,21 @@ hypothesis.settings.load_profile("rgo_jax")
 
 # Shapes that only broadcast by accident are errors, here as in the code of strict users.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps what is compiled from one run to the next; compiling is most of what the tests take.
+
+    In pytest's own cache (``--cache-clear`` empties it), also for the processes that tests start.
+    """
+    settings = {
+        "jax_compilation_cache_dir": str(config.cache.mkdir("jax")),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
+
 
 _compilations = 0
 
