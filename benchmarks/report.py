@@ -7,7 +7,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from benchmarks import figures, markup, paper, tables
+from benchmarks import ablation, figures, markup, paper, tables
 from benchmarks.files import replacing
 from benchmarks.methods import METHODS
 from benchmarks.models import HEADS
@@ -81,7 +81,8 @@ def write(results: Sequence[Result], folder: Path) -> Path:
     see_also = ""
     if tables.have_a_row(results):
         figures.figure_1(results, folder / "figure-1")
-        _write(folder / "TABLES.md", tables.papers_tables(results))
+        text = tables.papers_tables(results) + ablation.markdown(results)
+        _write(folder / "TABLES.md", text)
         see_also += "\nThe paper's tables, with ours beside, are in [TABLES.md](TABLES.md).\n"
     if (folder / _NOTES).exists():
         see_also += f"\nWhat is known of the differences is in [{_NOTES}]({_NOTES}).\n"

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import paper, report, results, tables
+from benchmarks import ablation, paper, report, results, tables
 from benchmarks.methods import METHODS
 from benchmarks.models import ARCHITECTURES
 from benchmarks.presets import BENCHMARKS
@@ -165,3 +165,27 @@ def test_report_writes_tables_and_figure_1_where_there_is_a_row(tmp_path):
     results.save(made("rgo", 33, num_tasks=5), own)
     assert "TABLES.md" not in report.write(results.load_all(own), own).read_text()
     assert sorted(path.name for path in own.iterdir()) == ["README.md", "split-cifar100"]
+
+
+def test_rgo_2_is_rgo_without_fel_and_others_are_with_it_on_demand():
+    found = [
+        made("rgo", 80, "permuted-mnist", head="shared"),
+        made("rgo-2", 70, "permuted-mnist", head="shared"),
+        made("gpm", 60, "permuted-mnist", head="shared"),
+        made("gpm", 20, "permuted-mnist", head="shared", seeds=2),  # fewer seeds
+        made("gpm", 65, "permuted-mnist", head="shared", fel=True),
+        made("gpm", 66, "permuted-mnist", head="per_task", fel=True),
+        made("gpm", 30, "permuted-mnist", head="shared", alpha=2.0),  # not a matter of this table
+        made("sgd", 40, "permuted-mnist", head="shared"),  # nothing to compare with
+    ]
+    text = ablation.markdown(found)
+    (header,) = rows(text, "method")
+    assert header[2:] == ["shared", "shared, FEL", "per_task", "per_task, FEL"]
+    (rgo,) = rows(text, "RGO")
+    assert [cell[:5] for cell in rgo[2:]] == ["71.00", "81.00", "-", "-"]
+    (gpm,) = rows(text, "GPM")
+    assert [cell[:5] for cell in gpm[2:]] == ["61.00", "66.00", "-", "67.00"]
+    assert gpm[2].endswith(" / 0.00")
+    assert not rows(text, "RGO-2")
+    assert not rows(text, "SGD")
+    assert ablation.markdown(found[-2:]) == ""
