@@ -5,13 +5,11 @@ of XLA's own operation counts.
 """
 
 import argparse
-import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,52 +22,13 @@ import rgo_jax.linen
 from benchmarks import results
 from benchmarks.files import replacing
 from benchmarks.models import ARCHITECTURES
+from benchmarks.timing import Program, compiled, interleaved
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 NETWORKS = ("mlp", "lenet-5", "alexnet-6", "vgg-11", "resnet-18")
 # How many steps one timed program takes; 3 for the wider networks.
 STEPS = {"mlp": 1000, "lenet-5": 10}
-
-
-class Program(NamedTuple):
-    """A compiled program and its arguments.
-
-    Attributes:
-      run: runs it once, to the end.
-      flops: XLA's count of operations.
-      compile_seconds: to compile it.
-    """
-
-    run: Callable[[], Any]
-    flops: float
-    compile_seconds: float
-
-
-def compiled(function: Callable[..., Any], *args: Any) -> Program:
-    """Compiles a function for these arguments and runs it once."""
-    started = time.perf_counter()
-    executable = jax.jit(function).lower(*args).compile()
-    seconds = time.perf_counter() - started
-    analysis = executable.cost_analysis() or {}
-    program = Program(
-        lambda: jax.block_until_ready(executable(*args)),
-        analysis.get("flops", 0.0),
-        seconds,
-    )
-    program.run()
-    return program
-
-
-def interleaved(programs: Sequence[Program], rounds: int) -> list[float]:
-    """The median seconds of each program, taking turns so that all see the same machine."""
-    times: list[list[float]] = [[] for _ in programs]
-    for _ in range(rounds):
-        for program, own in zip(programs, times, strict=True):
-            started = time.perf_counter()
-            program.run()
-            own.append(time.perf_counter() - started)
-    return [statistics.median(own) for own in times]
 
 
 def build_network(name: str) -> tuple[Any, tuple[int, ...]]:

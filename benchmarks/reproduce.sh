@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs everything that benchmarks/results holds, and writes its tables and figures anew.
-# Two CPU cores take a day. Needs MNIST and CIFAR-100: see the README on TFDS_DATA_DIR.
+# Takes hours on a CPU. Needs MNIST and CIFAR-100: see the README on TFDS_DATA_DIR.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mnist=(permuted-mnist rotated-mnist)

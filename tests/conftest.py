@@ -20,6 +20,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
     In pytest's own cache (``--cache-clear`` empties it), also for the processes that tests start.
     """
+    if not config.pluginmanager.has_plugin("cacheprovider"):
+        return
     settings = {
         "jax_compilation_cache_dir": str(config.cache.mkdir("jax")),
         "jax_persistent_cache_min_compile_time_secs": 0.1,

@@ -5,6 +5,7 @@ import pytest
 
 from benchmarks import __main__ as cli
 from benchmarks import files, report, results
+from benchmarks.methods import METHODS
 
 QUICK = ["--num-tasks", "2", "--examples-per-task", "200", "--epochs", "1", "--seeds", "2"]
 
@@ -44,6 +45,19 @@ def test_fel_is_told_by_the_results(tmp_path):
     assert result.changes["fel"] is True
     assert result.config["fel"] is True
     assert "_fel=True_" in result.file_name
+
+
+def test_a_methods_own_learning_rate_stands_until_the_user_gives_one(tmp_path, monkeypatch):
+    own = METHODS["sgd"]._replace(learning_rates={"digits": 0.05})
+    monkeypatch.setitem(METHODS, "sgd", own)
+    argv = ["permuted-digits", *QUICK[:-1], "1", "--out", str(tmp_path)]
+    assert cli.main([*argv, "--methods", "sgd,stl"]) == 0
+    sgd, stl = results.load_all(tmp_path)
+    assert (sgd.config["learning_rate"], stl.config["learning_rate"]) == (0.05, 0.1)
+    assert "learning_rate" not in sgd.changes
+    assert cli.main([*argv, "--methods", "sgd", "--learning-rate", "0.1"]) == 0
+    (given,) = [found for found in results.load_all(tmp_path) if "learning_rate" in found.changes]
+    assert given.config["learning_rate"] == 0.1
 
 
 def test_results_round_trip(folder, tmp_path):
