@@ -247,4 +247,9 @@ def _device() -> str:
             if line.startswith("model name"):
                 model = line.split(":", 1)[1].strip()
                 break
-    return f"CPU, {os.cpu_count()} cores, {model}"
+    # Those this process may run on: fewer than the machine has, under `taskset` or in a container.
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return f"CPU, {cores} core{'s' if cores > 1 else ''}, {model}"
