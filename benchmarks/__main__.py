@@ -72,9 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--seeds",
-        type=int,
-        default=results.DEFAULT_SEEDS,
-        help="how many seeds, from 0 (default: %(default)s)",
+        metavar="N",
+        default=str(results.DEFAULT_SEEDS),
+        help=(
+            "how many seeds, from 0; or which, as 3-4, whose results the report puts together with "
+            "those of other seeds (default: %(default)s)"
+        ),
     )
     parser.add_argument(
         "--preset",
@@ -142,8 +145,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(argv: list[str], console: Console) -> int:
     arguments = _parser().parse_args(argv)
-    if arguments.seeds < 1:
-        raise ValueError(f"--seeds is {arguments.seeds}; expected 1 or more.")
+    arguments.seeds = _seeds(arguments.seeds)
     methods = arguments.methods.split(",")
     for method in methods:
         if method not in METHODS:
@@ -170,7 +172,7 @@ def _run(argv: list[str], console: Console) -> int:
             finished.append(result or job.run(arguments.resume, console))
         benchmark = finished[0].benchmark
         console.print(
-            f"{benchmark}, preset {arguments.preset}, {arguments.seeds} seeds; percent after "
+            f"{benchmark}, preset {arguments.preset}, {len(arguments.seeds)} seeds; percent after "
             "the last task, mean ± standard deviation"
         )
         console.print(report.terminal_table(finished))
@@ -178,6 +180,18 @@ def _run(argv: list[str], console: Console) -> int:
         figures.accuracy(benchmark, finished, figure)
         console.print(f"Results and {figure.with_suffix('.png')} are in {arguments.out}.")
     return 0
+
+
+def _seeds(text: str) -> range:
+    """The seeds of ``"5"``, from 0 to 4, or of ``"3-4"``, both of them included."""
+    parts = text.split("-")
+    if len(parts) <= 2 and all(part.isdecimal() for part in parts):
+        first, last = (0, int(text) - 1) if len(parts) == 1 else map(int, parts)
+        if first <= last:
+            return range(first, last + 1)
+    raise ValueError(
+        f"--seeds is {text!r}; expected how many, 1 or more, or the first and the last, as 3-4."
+    )
 
 
 def _configs(
@@ -234,7 +248,7 @@ class _Job(NamedTuple):
     config: presets.Config
     dataset: data.Dataset
     changes: dict[str, Any]
-    num_seeds: int
+    seeds: range
     out: Path
     origin: dict[str, Any]
 
@@ -248,13 +262,13 @@ class _Job(NamedTuple):
 
     @property
     def path(self) -> Path:
-        name = results.file_name(self.method, self.config.preset, self.changes, self.num_seeds)
+        name = results.file_name(self.method, self.config.preset, self.changes, self.seeds)
         return self.out / self.benchmark / name
 
     def checkpoints(self) -> Checkpoints:
         experiment = self.description | {
             "method": self.method,
-            "seeds": self.num_seeds,
+            "seeds": list(self.seeds),
             "data": self.dataset.fingerprint(),
             "devices": jax.local_device_count(),
         }
@@ -283,7 +297,7 @@ class _Job(NamedTuple):
                 self.config,
                 spec,
                 self.dataset,
-                self.num_seeds,
+                self.seeds,
                 _Display(progress, " ".join(title), self.config.num_tasks, checkpoints),
                 checkpoints.restore if resume and checkpoints.exists() else None,
             )
@@ -294,6 +308,7 @@ class _Job(NamedTuple):
             self.config.preset,
             self.changes,
             self.description,
+            self.seeds,
             run,
             kept,
             self.dataset.fingerprint(),

@@ -1,6 +1,5 @@
 """Compiled programs, each for all tasks, all seeds and all devices."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -43,9 +42,10 @@ class Programs(NamedTuple):
 
 
 def compile_programs(
-    one_seed: Functions, config: Config, dataset: Dataset, num_seeds: int
+    one_seed: Functions, config: Config, dataset: Dataset, seeds: Sequence[int]
 ) -> Programs:
-    """Compiles what happens to one seed for ``num_seeds``, spread over the devices there are."""
+    """Compiles what happens to one seed for all of ``seeds``, spread over the devices there are."""
+    num_seeds = len(seeds)
     num_devices = min(num_seeds, jax.local_device_count())
     mesh = jax.make_mesh(
         (num_devices,),
@@ -54,9 +54,12 @@ def compile_programs(
         devices=jax.local_devices()[:num_devices],
     )
     by_seed, everywhere = PartitionSpec("seeds"), PartitionSpec()
-    # Seeds beyond those asked for, so that every device has as many, are left out of the results.
-    seeds = jnp.arange(math.ceil(num_seeds / num_devices) * num_devices)
-    seeds = jax.device_put(seeds, NamedSharding(mesh, by_seed))
+    # Every device has as many: the last seed may be run more than once, and its doubles are left
+    # out of the results.
+    padding = -num_seeds % num_devices
+    on_devices = jax.device_put(
+        jnp.array([*seeds, *[seeds[-1]] * padding]), NamedSharding(mesh, by_seed)
+    )
     # The examples lie on each device once, whatever the number of tasks and seeds.
     names = ("x_train", "y_train", "x_test", "y_test")
     examples = {name: getattr(dataset, name) for name in names}
@@ -90,25 +93,26 @@ def compile_programs(
         compiled = (
             # Donated: the old state's memory is the new state's.
             jax.jit(on_all_devices, donate_argnums=1)
-            .lower(seeds, consumed, kept, data, *[np.int32(0)] * num_ints)
+            .lower(on_devices, consumed, kept, data, *[np.int32(0)] * num_ints)
             .compile()
         )
         compile_seconds += time.perf_counter() - started
         return lambda consumed, kept, *ints: compiled(
-            seeds, consumed, kept, data, *map(np.int32, ints)
+            on_devices, consumed, kept, data, *map(np.int32, ints)
         )
 
     def shapes(tree: Any) -> Any:
         sharding = NamedSharding(mesh, by_seed)
         return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((len(seeds), *x.shape), x.dtype, sharding=sharding), tree
+            lambda x: jax.ShapeDtypeStruct((len(on_devices), *x.shape), x.dtype, sharding=sharding),
+            tree,
         )
 
     def on_host(per_seed: jax.Array) -> np.ndarray:
         return np.asarray(per_seed, np.float64)[:num_seeds]
 
-    state_of_one = jax.eval_shape(one_seed.init, seeds[0], data)
-    _, epochs_of_one = jax.eval_shape(one_seed.start, seeds[0], data, state_of_one, 0)
+    state_of_one = jax.eval_shape(one_seed.init, on_devices[0], data)
+    _, epochs_of_one = jax.eval_shape(one_seed.start, on_devices[0], data, state_of_one, 0)
     state, epochs = shapes(state_of_one), shapes(epochs_of_one)
     num_steps = config.steps_per_task
     num_pieces = max(n for n in range(1, _MAX_PIECES + 1) if num_steps % n == 0)

@@ -12,7 +12,7 @@ from benchmarks.files import replacing
 from benchmarks.methods import METHODS
 from benchmarks.models import HEADS
 from benchmarks.presets import PRESETS, PROTOCOL_FIELDS
-from benchmarks.results import Result
+from benchmarks.results import Result, merged
 
 _COLUMNS = (
     "method", "preset", "head", "seeds", "ACC", "paper", "diff", "BWT", "paper", "diff", "minutes",
@@ -55,10 +55,17 @@ RGO-2 is RGO without feature encoding layers; STL trains a model for each task a
 
 
 def markdown(results: Sequence[Result], drawn: dict[str, str], see_also: str = "") -> str:
-    """The whole report: a section for each benchmark, then where the numbers come from."""
+    """The whole report: a section for each benchmark, then where the numbers come from.
+
+    Args:
+      results: one for each file.
+      drawn: the figure's path by benchmark.
+      see_also: markdown that follows the introduction.
+    """
     lines = [_INTRODUCTION + see_also]
-    for benchmark in _benchmarks(results):
-        of_benchmark = [result for result in results if result.benchmark == benchmark]
+    whole = sorted(merged(results), key=_order)
+    for benchmark in _benchmarks(whole):
+        of_benchmark = [result for result in whole if result.benchmark == benchmark]
         lines += [f"## {benchmark}", ""]
         lines += markup.table(_COLUMNS, map(_row, of_benchmark))
         lines += ["", f"![Average accuracy against tasks]({drawn[benchmark]})", ""]
@@ -70,7 +77,8 @@ def markdown(results: Sequence[Result], drawn: dict[str, str], see_also: str = "
 
 def write(results: Sequence[Result], folder: Path) -> Path:
     """Writes figures and tables of all results into their folder; returns the README's path."""
-    results = sorted(results, key=_order)
+    files = sorted(results, key=_order)
+    results = sorted(merged(files), key=_order)
     drawn = {}
     for benchmark in _benchmarks(results):
         of_benchmark = [result for result in results if result.benchmark == benchmark]
@@ -86,7 +94,7 @@ def write(results: Sequence[Result], folder: Path) -> Path:
         see_also += "\nThe paper's tables, with ours beside, are in [TABLES.md](TABLES.md).\n"
     if (folder / _NOTES).exists():
         see_also += f"\nWhat is known of the differences is in [{_NOTES}]({_NOTES}).\n"
-    return _write(folder / "README.md", markdown(results, drawn, see_also))
+    return _write(folder / "README.md", markdown(files, drawn, see_also))
 
 
 def _write(path: Path, text: str) -> Path:
@@ -106,6 +114,7 @@ def _order(result: Result) -> tuple[object, ...]:
         list(PRESETS).index(result.preset),
         list(HEADS).index(result.config["head"]),
         sorted(result.changes.items()),
+        result.seeds,
     )
 
 

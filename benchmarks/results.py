@@ -99,7 +99,7 @@ class Result(NamedTuple):
     @property
     def file_name(self) -> str:
         """The file's name: the method and what differs from the preset "paper"."""
-        return file_name(self.method, self.preset, self.changes, len(self.seeds))
+        return file_name(self.method, self.preset, self.changes, self.seeds)
 
 
 def spread(values: np.ndarray) -> np.ndarray:
@@ -107,14 +107,16 @@ def spread(values: np.ndarray) -> np.ndarray:
     return values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros_like(values[0])
 
 
-def file_name(method: str, preset: str, changes: dict[str, Any], num_seeds: int) -> str:
+def file_name(method: str, preset: str, changes: dict[str, Any], seeds: Sequence[int]) -> str:
     """The name of the file of a `Result` with these fields."""
     parts = [method]
     if preset != "paper":
         parts.append(f"preset={preset}")
     parts += [f"{name}={value}" for name, value in sorted(changes.items())]
-    if num_seeds != DEFAULT_SEEDS:
-        parts.append(f"seeds={num_seeds}")
+    if seeds[0] != 0:
+        parts.append(f"seeds={seeds[0]}-{seeds[-1]}")
+    elif len(seeds) != DEFAULT_SEEDS:
+        parts.append(f"seeds={len(seeds)}")
     return "_".join(parts).replace("/", "-").replace(" ", "") + ".json"
 
 
@@ -124,6 +126,7 @@ def collect(
     preset: str,
     changes: dict[str, Any],
     config: dict[str, Any],
+    seeds: Sequence[int],
     run: Run,
     memory_bytes: int,
     data: str,
@@ -138,7 +141,7 @@ def collect(
         preset=preset,
         changes=changes,
         config=config,
-        seeds=list(range(len(run.r))),
+        seeds=list(seeds),
         r=run.r,
         losses=run.losses,
         seconds={"compile": compiled, "tasks": tasks, "total": round(compiled + sum(tasks), 3)},
@@ -216,6 +219,49 @@ def load(path: Path) -> Result:
 def load_all(folder: Path) -> list[Result]:
     """All results below a folder, in the order of their paths."""
     return [load(path) for path in sorted(folder.glob("*/*.json"))]
+
+
+def merged(results: Sequence[Result]) -> list[Result]:
+    """The same with one result in place of those that differ in nothing but their seeds.
+
+    So an experiment may be run in parts, a few seeds on each machine. Results that share a seed
+    are not put together.
+    """
+    groups: list[list[Result]] = []
+    # The largest first: a single seed that is tried beside a whole result does not get in its way.
+    for result in sorted(results, key=lambda result: (-len(result.seeds), result.seeds)):
+        for group in groups:
+            if _same_but_for_seeds(group[0], result) and all(
+                set(other.seeds).isdisjoint(result.seeds) for other in group
+            ):
+                group.append(result)
+                break
+        else:
+            groups.append([result])
+    return [group[0] if len(group) == 1 else _joined(group) for group in groups]
+
+
+def _same_but_for_seeds(one: Result, other: Result) -> bool:
+    names = ("benchmark", "method", "preset", "changes", "config", "data")
+    return all(getattr(one, name) == getattr(other, name) for name in names)
+
+
+def _joined(parts: Sequence[Result]) -> Result:
+    parts = sorted(parts, key=lambda part: part.seeds)
+    trains = [part.train for part in parts if part.train is not None]
+    devices = dict.fromkeys(part.provenance["device"] for part in parts)
+    return parts[-1]._replace(
+        seeds=[seed for part in parts for seed in part.seeds],
+        r=np.concatenate([part.r for part in parts]),
+        losses=np.concatenate([part.losses for part in parts]),
+        train=np.concatenate(trains) if len(trains) == len(parts) else None,
+        seconds={
+            "compile": sum(part.seconds["compile"] for part in parts),
+            "tasks": np.sum([part.seconds["tasks"] for part in parts], axis=0).tolist(),
+            "total": sum(part.seconds["total"] for part in parts),
+        },
+        provenance=parts[-1].provenance | {"device": "; ".join(devices)},
+    )
 
 
 def _commit() -> str:

@@ -178,7 +178,7 @@ def _table_2(results: Sequence[Result]) -> list[list[str]]:
                 number = theirs if is_papers else None
                 cells = [setting.benchmark, METHODS[method].label, preset]
                 cells.append("-" if number is None else f"{number:+.2f}")
-                if ours is None or alone is None or len(ours.seeds) != len(alone.seeds):
+                if ours is None or alone is None or ours.seeds != alone.seeds:
                     rows.append([*cells, _NOT_RUN, *_origin(None)])
                 else:
                     gain = ours.acc - alone.acc

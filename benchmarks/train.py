@@ -1,7 +1,7 @@
 """Training through a task sequence: what is done in which order, and what is measured."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,17 +67,17 @@ def run(
     config: Config,
     spec: MethodSpec,
     dataset: Dataset,
-    num_seeds: int,
+    seeds: Sequence[int],
     observer: Observer | None = None,
     resume: Callable[[Progress], Progress] | None = None,
 ) -> Run:
-    """Trains ``num_seeds`` models through the task sequence and measures R.
+    """Trains a model for each seed through the task sequence and measures R.
 
     Args:
       config: the experiment.
       spec: the method.
       dataset: its data; with ``config.validation``, `Dataset.validation` of it.
-      num_seeds: seeds 0 to num_seeds - 1.
+      seeds: integers, one for each model; each gives the same numbers whatever the others.
       observer: is told of what happens.
       resume: to go on with an earlier run of the same experiment: from the progress of a fresh one,
         which tells shapes and devices, to that run's latest.
@@ -90,7 +90,8 @@ def run(
     """
     experiment.check(config, dataset)
     one_seed = experiment.functions(config, spec, dataset)
-    programs = compile_programs(one_seed, config, dataset, num_seeds)
+    programs = compile_programs(one_seed, config, dataset, seeds)
+    num_seeds = len(seeds)
     progress = Progress(
         tasks_done=0,
         r=np.full((num_seeds, config.num_tasks, config.num_tasks), np.nan),

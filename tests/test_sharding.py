@@ -126,7 +126,7 @@ def test_seeds_spread_over_devices_give_what_one_device_gives():
         config = presets.config(
             "permuted-digits", num_tasks=2, examples_per_task=200, epochs=1
         )
-        run = train.run(config, METHODS["rgo"], data.load("digits"), num_seeds=3)
+        run = train.run(config, METHODS["rgo"], data.load("digits"), seeds=range(3))
         print(json.dumps([run.losses.tolist(), run.r[:, 1].tolist()]))
         """
     (losses, r), (spread_losses, spread_r) = (run(program, devices) for devices in (1, 2))

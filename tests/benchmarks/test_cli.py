@@ -38,6 +38,41 @@ def test_writes_json_and_figure(folder, capsys):
     assert content["seconds"]["total"] > 0
 
 
+def test_seeds_run_apart_are_reported_as_one_result(folder, tmp_path):
+    (whole,) = [found for found in results.load_all(folder) if found.method == "rgo"]
+    for seeds in ("1", "1-1"):
+        argv = ["permuted-digits", "--methods", "rgo", *QUICK[:-1], seeds, "--out", str(tmp_path)]
+        assert cli.main(argv) == 0
+    parts = results.load_all(tmp_path)
+    assert [part.file_name.split("_")[-1] for part in parts] == ["seeds=1-1.json", "seeds=1.json"]
+    (joined,) = results.merged(parts)
+    np.testing.assert_array_equal(joined.r, whole.r)
+    np.testing.assert_array_equal(joined.train, whole.train)
+    np.testing.assert_array_equal(joined.losses, whole.losses)
+    assert joined.seeds == [0, 1]
+    assert joined.seconds["total"] == pytest.approx(sum(part.seconds["total"] for part in parts))
+
+    assert cli.main(["report", str(tmp_path)]) == 0
+    text = (tmp_path / "README.md").read_text()
+    assert f"| 2 | {whole.acc.mean():.2f} ±" in text
+    # The parts' origins are told one by one.
+    assert "--seeds 1-1 " in text
+    assert "--seeds 1 " in text
+
+
+def test_only_seeds_of_one_experiment_are_put_together(folder):
+    rgo, stl = results.load_all(folder)
+    later = rgo._replace(seeds=[2, 3])
+    assert [found.seeds for found in results.merged([later, rgo])] == [[0, 1, 2, 3]]
+    for other in (
+        rgo,  # the same seeds once more
+        stl._replace(seeds=[2, 3]),
+        later._replace(config=rgo.config | {"alpha": 2.0}),
+        later._replace(data="other examples"),
+    ):
+        assert len(results.merged([rgo, other])) == 2
+
+
 def test_fel_is_told_by_the_results(tmp_path):
     argv = ["permuted-digits", "--methods", "sgd", "--fel", *QUICK, "--out", str(tmp_path)]
     assert cli.main(argv) == 0
@@ -143,7 +178,9 @@ def test_report_sets_the_papers_numbers_beside_ours():
     [
         (["permuted-mnst"], "Unknown benchmark 'permuted-mnst'; expected one of permuted-digits"),
         (["--methods", "rgo,ewcc"], "Unknown method 'ewcc'; expected some of rgo, rgo-2, sgd, stl"),
-        (["--seeds", "0"], "--seeds is 0; expected 1 or more"),
+        (["--seeds", "0"], "--seeds is '0'; expected how many, 1 or more"),
+        (["--seeds", "3-1"], "--seeds is '3-1'; expected how many, 1 or more, or the first and"),
+        (["--seeds", "1.5"], "--seeds is '1.5'; expected"),
         (["--head", "x"], "Unknown head 'x'; expected one of shared, frozen, per_task"),
         (["--network", "lenet-5"], "takes images [height, width, channels], but examples of these"),
         (

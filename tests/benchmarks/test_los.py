@@ -257,5 +257,5 @@ def test_images_are_learned_on_the_manifold_with_replay():
     config = presets.config(
         "split-cifar100", num_tasks=2, examples_per_task=240, epochs=5, learning_rate=0.1
     )
-    run = train.run(config, METHODS["los"], dataset, num_seeds=1)
+    run = train.run(config, METHODS["los"], dataset, seeds=range(1))
     assert run.r[0, 1].min() > 0.9

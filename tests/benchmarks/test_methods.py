@@ -37,7 +37,7 @@ def test_memory_is_counted_in_bytes(digits):
 @pytest.fixture(scope="module")
 def sgd(digits):
     """How much SGD forgets of the first of two tasks."""
-    return forgetting(train.run(two_tasks(), METHODS["sgd"], digits, num_seeds=1))
+    return forgetting(train.run(two_tasks(), METHODS["sgd"], digits, seeds=range(1)))
 
 
 def forgetting(run):
@@ -53,7 +53,7 @@ BASELINES = [name for name in METHODS if name not in ("rgo", "rgo-2", "sgd", "st
 @pytest.mark.slow
 @pytest.mark.parametrize("method", BASELINES)
 def test_forgets_less_than_sgd(digits, sgd, method):
-    found = forgetting(train.run(two_tasks(), METHODS[method], digits, num_seeds=1))
+    found = forgetting(train.run(two_tasks(), METHODS[method], digits, seeds=range(1)))
     assert sgd.bwt < -0.1
     assert found.bwt > sgd.bwt + 0.03
     assert found.learned > sgd.learned - 0.05
@@ -61,10 +61,10 @@ def test_forgets_less_than_sgd(digits, sgd, method):
 
 def test_any_method_runs_with_and_without_fel(digits):
     quick = {"examples_per_task": 300, "epochs": 1}
-    without = train.run(two_tasks(fel=False, **quick), METHODS["rgo"], digits, num_seeds=1)
-    rgo_2 = train.run(two_tasks(**quick), METHODS["rgo-2"], digits, num_seeds=1)
+    without = train.run(two_tasks(fel=False, **quick), METHODS["rgo"], digits, seeds=range(1))
+    rgo_2 = train.run(two_tasks(**quick), METHODS["rgo-2"], digits, seeds=range(1))
     np.testing.assert_array_equal(without.r, rgo_2.r)
-    with_fel = train.run(two_tasks(fel=True, **quick), METHODS["rgo-2"], digits, num_seeds=1)
+    with_fel = train.run(two_tasks(fel=True, **quick), METHODS["rgo-2"], digits, seeds=range(1))
     assert not np.array_equal(with_fel.r, rgo_2.r)
 
 
@@ -72,8 +72,8 @@ def test_any_method_runs_with_and_without_fel(digits):
 @pytest.mark.parametrize("method", BASELINES)
 def test_vmap_over_seeds_gives_what_map_gives(digits, monkeypatch, method):
     config = two_tasks(examples_per_task=200, epochs=1)
-    mapped = train.run(config, METHODS[method], digits, num_seeds=2)
+    mapped = train.run(config, METHODS[method], digits, seeds=range(2))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    batched = train.run(config, METHODS[method], digits, num_seeds=2)
+    batched = train.run(config, METHODS[method], digits, seeds=range(2))
     np.testing.assert_allclose(batched.losses, mapped.losses, rtol=1e-3)
     np.testing.assert_allclose(batched.r, mapped.r, atol=0.02)

@@ -29,7 +29,7 @@ BASELINES = [name for name in METHODS if name not in ("rgo", "rgo-2", "sgd", "st
 def test_every_method_runs_under_every_head_policy(digits, method, head):
     # LOS trains a third of the last units in each task, and needs longer.
     config = small(head=head, **({"epochs": 8} if method == "los" else {}))
-    run = train.run(config, METHODS[method], digits, num_seeds=2)
+    run = train.run(config, METHODS[method], digits, seeds=range(2))
     assert run.r.shape == (2, 3, 3)
     measured = np.tril(np.ones((3, 3), bool))
     assert not np.isnan(run.r[:, measured]).any()
@@ -48,26 +48,26 @@ def test_splits_by_class_are_learned(digits, network, monkeypatch):
     monkeypatch.setitem(ARCHITECTURES, "resnet-18", Architecture(partial(narrow, width=4), ()))
     config = presets.config("split-digits", network=network, num_tasks=5, epochs=3)
     config = experiment.fitted(dataclasses.replace(config, learning_rate=0.03), digits)
-    run = train.run(config, METHODS["rgo"], digits, num_seeds=1)
+    run = train.run(config, METHODS["rgo"], digits, seeds=range(1))
     assert (np.diagonal(run.r[0]) > 0.75).all()  # two classes: 0.5 is chance
     assert run.train.mean() > 0.8
 
 
 def test_runs_repeat_bit_for_bit_and_do_not_depend_on_the_number_of_seeds(digits):
     config = small(num_tasks=2)
-    first = train.run(config, METHODS["rgo"], digits, num_seeds=2)
-    again = train.run(config, METHODS["rgo"], digits, num_seeds=2)
+    first = train.run(config, METHODS["rgo"], digits, seeds=range(2))
+    again = train.run(config, METHODS["rgo"], digits, seeds=range(2))
     np.testing.assert_array_equal(first.r, again.r)
     np.testing.assert_array_equal(first.losses, again.losses)
-    alone = train.run(config, METHODS["rgo"], digits, num_seeds=1)
+    alone = train.run(config, METHODS["rgo"], digits, seeds=range(1))
     np.testing.assert_allclose(alone.losses, first.losses[:1], rtol=1e-5)
 
 
 def test_vmap_over_seeds_gives_what_map_gives(digits, monkeypatch):
     config = small(num_tasks=2)
-    mapped = train.run(config, METHODS["rgo"], digits, num_seeds=2)
+    mapped = train.run(config, METHODS["rgo"], digits, seeds=range(2))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    batched = train.run(config, METHODS["rgo"], digits, num_seeds=2)
+    batched = train.run(config, METHODS["rgo"], digits, seeds=range(2))
     np.testing.assert_allclose(batched.losses, mapped.losses, rtol=1e-3)
     np.testing.assert_allclose(batched.r, mapped.r, atol=0.02)
 
@@ -77,7 +77,7 @@ def test_one_compilation_serves_all_tasks(digits, compilations):
     for num_tasks in (1, 4):
         jax.clear_caches()
         with compilations() as counted:
-            train.run(small(num_tasks=num_tasks), METHODS["rgo"], digits, num_seeds=1)
+            train.run(small(num_tasks=num_tasks), METHODS["rgo"], digits, seeds=range(1))
         counts.append(counted.count)
     assert counts[0] == counts[1]
 
@@ -86,7 +86,7 @@ def test_rgo_remembers_what_sgd_forgets(digits):
     config = presets.config("permuted-digits", num_tasks=4)
     bwt, acc = {}, {}
     for method in ("rgo", "sgd", "rgo-2", "stl"):
-        run = train.run(config, METHODS[method], digits, num_seeds=1)
+        run = train.run(config, METHODS[method], digits, seeds=range(1))
         bwt[method] = float(rgo_jax.backward_transfer(run.r)[0])
         acc[method] = float(rgo_jax.average_accuracy(run.r)[0])
     assert bwt["sgd"] < -0.3
