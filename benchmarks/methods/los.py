@@ -98,8 +98,10 @@ def los(problem: Problem, hyper: Los | None = None) -> Method:
             return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs, y))
 
         loss, grads = jax.value_and_grad(current_loss)(state.params)
+        num_examples = len(batch[0])
         ring = state.ring
         if ring is not None:
+            num_examples += problem.num_classes
             past = jax.random.randint(own_key, (), 0, jnp.maximum(task.id, 1))
 
             def past_loss(params: Any, ring: Ring = ring) -> jax.Array:
@@ -114,7 +116,9 @@ def los(problem: Problem, hyper: Los | None = None) -> Method:
                 lambda g, p: (g + p) / (task.id + 1), grads, jax.grad(past_loss)(state.params)
             )
             ring = remembering(ring, batch, task.id)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.params, num_examples=num_examples
+        )
         params = optax.apply_updates(state.params, updates)
         return LosState(params, opt_state, state.bases, ring, key), loss
 

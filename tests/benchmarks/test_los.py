@@ -21,9 +21,9 @@ IMAGES = los.Los(rank=2, random=True, replay=True, stiefel=True)
 
 @pytest.fixture
 def narrow(monkeypatch):
-    """LeNet-5 and ResNet-18 that compile soon; their last features are 12 and 32."""
+    """LeNet-5 and ResNet-18 that compile soon; their last features are 40 and 32."""
     resnet = ARCHITECTURES["resnet-18"].build.func
-    lenet = partial(FeedForward, convs=(ConvLayer(3, 5, True),), hidden=(12,))
+    lenet = partial(FeedForward, convs=(ConvLayer(3, 5, True),), hidden=(40,))
     monkeypatch.setitem(ARCHITECTURES, "lenet-5", Architecture(lenet, ()))
     monkeypatch.setitem(ARCHITECTURES, "resnet-18", Architecture(partial(resnet, width=4), ()))
 
@@ -81,7 +81,7 @@ def test_mask_is_one_of_the_pre_activation():
 
 
 @pytest.mark.parametrize(
-    ("network", "width"), [("lenet-5", 12), pytest.param("resnet-18", 32, marks=pytest.mark.slow)]
+    ("network", "width"), [("lenet-5", 40), pytest.param("resnet-18", 32, marks=pytest.mark.slow)]
 )
 def test_what_the_head_gets_lies_in_the_subspace(narrow, network, width):
     problem = problem_of(network, (4, 4, 3), classes=width)
@@ -132,6 +132,24 @@ def test_cayley_step_in_float64(d, m, rate):
     assert ((exact - w) * g).sum() < 0
 
 
+@pytest.mark.parametrize(("d", "m"), [(60, 30), (30, 60)])
+@pytest.mark.parametrize("rate", [0.01, 10.0])
+@pytest.mark.parametrize("rank", [0, 2, 3])
+def test_cayley_step_along_a_gradient_of_few_examples(d, m, rate, rank):
+    """The cheaper way is the same step, also where the rank is below what it may be."""
+    w, _ = stiefel(d, m)
+    rng = np.random.default_rng(1)
+    g = jnp.float32(rng.normal(size=(d, rank)) @ rng.normal(size=(rank, m)))
+    whole = cayley_step(jnp.float32(w), g, rate)
+    cheaper = jax.jit(cayley_step, static_argnums=3)
+    np.testing.assert_allclose(cheaper(jnp.float32(w), g, rate, 3), whole, atol=1e-6)
+    flops = [
+        cheaper.lower(jnp.float32(w), g, rate, max_rank).cost_analysis()["flops"]
+        for max_rank in (None, 3)
+    ]
+    assert flops[1] < flops[0] / 2
+
+
 @pytest.mark.parametrize(("d", "m"), [(20, 8), (8, 20)])
 def test_kernels_stay_orthonormal_for_a_thousand_steps(d, m):
     w, _ = stiefel(d, m)
@@ -155,7 +173,8 @@ def test_kernels_stay_orthonormal_for_a_thousand_steps(d, m):
 
 def test_step_on_images_by_hand(narrow):
     """Third task: current and replayed gradient, each divided by three; the head by plain SGD."""
-    shape = (4, 4, 3)
+    # A fully connected layer of [80, 40], where the cheaper step is taken.
+    shape = (8, 8, 3)
     problem = problem_of("lenet-5", shape)
     method = los.los(problem, IMAGES)
     state = method.init(jax.random.key(0))
@@ -191,12 +210,13 @@ def test_step_on_images_by_hand(narrow):
         replayed = gradient(state.params, old_x, old_y, past)
         total = jax.tree.map(lambda g, p: (g + p) / 3, current, replayed)
         head = jax.tree.map(lambda p, g: p - 0.5 * g, state.params["head"], total["head"])
-        conv = state.params["Conv_0"]
-        kernel = cayley_step(
-            conv["kernel"].reshape(27, 5), total["Conv_0"]["kernel"].reshape(27, 5), 0.5
-        ).reshape(conv["kernel"].shape)
-        bias = conv["bias"] - 0.5 * total["Conv_0"]["bias"]
-        expected = {"head": head, "Conv_0": {"kernel": kernel, "bias": bias}}
+        expected = {"head": head}
+        for name, d in (("Conv_0", 27), ("Dense_0", 80)):
+            kernel, bias = state.params[name]["kernel"], state.params[name]["bias"]
+            turned = cayley_step(
+                kernel.reshape(d, -1), total[name]["kernel"].reshape(d, -1), 0.5
+            ).reshape(kernel.shape)
+            expected[name] = {"kernel": turned, "bias": bias - 0.5 * total[name]["bias"]}
         fits.append(
             all(
                 np.allclose(a, b, atol=1e-5)
