@@ -182,6 +182,7 @@ def make_problem(
         input_shape=sequence.input_shape,
         num_classes=sequence.num_classes,
         num_tasks=config.num_tasks,
+        steps_per_task=config.steps_per_task,
     )
 
 

@@ -14,7 +14,7 @@ done
 python -m benchmarks "${mnist[@]}" --methods stl "${out[@]}"
 python -m benchmarks "${mnist[@]}" --methods rgo,rgo-2,sgd,stl --preset recommended "${out[@]}"
 # The paper's baselines, GPM's successor SGP and OWM, as they are and with what RGO has.
-baselines=ewc,ewc-textbook,a-gem,er-ring,los,gpm,sgp,owm
+baselines=ewc,ewc-textbook,a-gem,er-ring,los,gpm,sgp,owm,owm-online
 for head in shared per_task; do
   python -m benchmarks "${mnist[@]}" --methods "$baselines" --head "$head" "${out[@]}"
   python -m benchmarks "${mnist[@]}" --methods "$baselines,sgd" --head "$head" --fel "${out[@]}"

@@ -33,6 +33,7 @@ class Problem(NamedTuple):
       input_shape: of one example.
       num_classes: outputs of each head; labels are below it.
       num_tasks: the length of the sequence.
+      steps_per_task: optimizer steps in each.
     """
 
     init: Callable[[jax.Array], Any]
@@ -45,6 +46,7 @@ class Problem(NamedTuple):
     input_shape: tuple[int, ...]
     num_classes: int
     num_tasks: int
+    steps_per_task: int
 
 
 class Method(NamedTuple):

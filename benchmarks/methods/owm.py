@@ -1,4 +1,8 @@
-"""Orthogonal weights modification: recursive least squares on the inputs of each layer."""
+"""Orthogonal weights modification: recursive least squares on the inputs of each layer.
+
+Zeng et al. 2019, https://arxiv.org/abs/1810.01256. Once as the paper has it and once as the
+authors' programs do. A bias is a kernel whose input is always 1.
+"""
 
 import dataclasses
 from functools import partial
@@ -6,10 +10,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.scipy.linalg import cho_factor, cho_solve
 
-from benchmarks.methods.base import Method, Problem
-from benchmarks.methods.layers import layer_inputs, projecting_method
+from benchmarks.methods.base import Batch, Method, Problem
+from benchmarks.methods.layers import (
+    ProjectedState,
+    layer_inputs,
+    prepared,
+    projecting_method,
+)
 from benchmarks.tasks import Task
 
 _matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
@@ -17,7 +27,7 @@ _matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 @dataclasses.dataclass(frozen=True)
 class Owm:
-    """Hyper-parameters of `owm`. As they are, the authors' for Permuted MNIST.
+    """Hyper-parameters of `owm` and `owm_online`. As they are, the authors' for Permuted MNIST.
 
     Attributes:
       alpha: how weakly inputs are protected, for a task's first batch.
@@ -32,15 +42,10 @@ class Owm:
 def owm(problem: Problem, hyper: Owm | None = None) -> Method:
     """OWM: gradients across the mean inputs of earlier tasks' batches.
 
-    Zeng et al. 2019, https://arxiv.org/abs/1810.01256. As in the paper, the P of the finished tasks
-    projects, and a task's batches are folded in at its end, at the final parameters. The authors'
-    programs fold each in as it is trained on, and one of them keeps the epoch that is best on the
-    test data; nothing is selected here. A bias is a kernel whose input is always 1.
+    As in the paper, the P of the finished tasks projects, and a task's batches are folded in at its
+    end, at the final parameters.
     """
     hyper = hyper or Owm()
-
-    def empty(dims: Any) -> Any:
-        return jax.tree.map(jnp.eye, dims)
 
     def fold(memory: Any, params: Any, task: Task) -> Any:
         count = len(task.batches)
@@ -49,16 +54,53 @@ def owm(problem: Problem, hyper: Owm | None = None) -> Method:
         def fold_batch(memory: Any, batch: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
             indices, alpha = batch
             x, _ = task.load(indices)
-            inputs = layer_inputs(problem, params, x, task.id)
-            return jax.tree.map(
-                lambda p, seen: rls(p, jnp.mean(seen, axis=0), alpha), memory, inputs
-            ), None
+            return _folded(problem, memory, params, x, task.id, alpha), None
 
         memory, _ = jax.lax.scan(fold_batch, memory, (task.batches, alphas))
-        # Products round differently above and below the diagonal.
-        return jax.tree.map(lambda p: (p + p.T) / 2, memory)
+        return _symmetric(memory)
 
-    return projecting_method(problem, empty, fold, matrices=lambda memory: memory)
+    return projecting_method(problem, _identities, fold, matrices=lambda memory: memory)
+
+
+def owm_online(problem: Problem, hyper: Owm | None = None) -> Method:
+    """OWM with each batch folded in before it is trained on, from the first task on.
+
+    So gradients are projected across the inputs of the task at hand too. One of the authors'
+    programs keeps the epoch that is best on the test data; nothing is selected here.
+    """
+    hyper = hyper or Owm()
+
+    def fold(memory: Any, params: Any, task: Task) -> Any:
+        del params, task  # folded in already
+        return _symmetric(memory)
+
+    method = projecting_method(problem, _identities, fold, matrices=lambda memory: memory)
+
+    def step(state: ProjectedState, batch: Batch, task: Task) -> tuple[ProjectedState, jax.Array]:
+        x, _ = batch
+        done = optax.tree.get(state.opt_state, "count") % problem.steps_per_task
+        alpha = hyper.alpha * hyper.decay ** (done / problem.steps_per_task)
+        memory = _folded(problem, state.memory, state.params, x, task.id, alpha)
+        return method.step(state._replace(memory=memory, projections=prepared(memory)), batch, task)
+
+    return method._replace(step=step)
+
+
+def _identities(dims: Any) -> Any:
+    return jax.tree.map(jnp.eye, dims)
+
+
+def _folded(
+    problem: Problem, memory: Any, params: Any, x: jax.Array, task_id: jax.Array, alpha: jax.Array
+) -> Any:
+    """Each layer's P with a batch's mean inputs in it."""
+    inputs = layer_inputs(problem, params, x, task_id)
+    return jax.tree.map(lambda p, seen: rls(p, jnp.mean(seen, axis=0), alpha), memory, inputs)
+
+
+def _symmetric(memory: Any) -> Any:
+    # Products round differently above and below the diagonal.
+    return jax.tree.map(lambda p: (p + p.T) / 2, memory)
 
 
 def rls(projection: jax.Array, vectors: jax.Array, alpha: jax.typing.ArrayLike) -> jax.Array:
@@ -77,4 +119,6 @@ def rls(projection: jax.Array, vectors: jax.Array, alpha: jax.typing.ArrayLike) 
         vectors = jnp.linalg.qr(vectors, mode="r")
     vp = _matmul(vectors, projection)
     gram = _matmul(vp, vectors.T) + alpha * jnp.eye(len(vectors))
-    return projection - _matmul(vp.T, cho_solve(cho_factor(gram), vp))
+    # Of one number, as a dense layer has in each step, without a call of LAPACK.
+    solved = vp / gram if len(vectors) == 1 else cho_solve(cho_factor(gram), vp)
+    return projection - _matmul(vp.T, solved)

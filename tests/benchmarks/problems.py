@@ -29,6 +29,7 @@ def linear_problem(w, num_tasks=2):
         input_shape=(w.shape[0],),
         num_classes=w.shape[1],
         num_tasks=num_tasks,
+        steps_per_task=4,
     )
 
 

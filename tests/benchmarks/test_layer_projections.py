@@ -14,6 +14,7 @@ from rgo_jax import linen
 from tests.benchmarks.problems import (
     RATE,
     ConvNet,
+    cross_entropy_grad,
     network_problem,
     task_of,
 )
@@ -179,3 +180,28 @@ def test_owm_alpha_falls_inside_a_task():
     state = method.end_task(method.init(jax.random.key(0)), task_of(x, [0, 1]))
     # alpha / (alpha + 1), for alphas 4 * 0.25^(1/2) and 4 * 0.25.
     np.testing.assert_allclose(state.memory["kernel"], np.diag([2 / 3, 1 / 2, 1]), atol=1e-6)
+
+
+def test_owm_online_projects_with_the_batch_that_it_trains_on():
+    """Two steps of the second task by hand, of four a task: P first, then the parameters."""
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(3, 2))
+    problem = network_problem(linen.Dense(2, use_bias=False), (3,), {"kernel": jnp.array(kernel)})
+    method = owm.owm_online(problem, owm.Owm(alpha=2.0, decay=0.1))
+    state = method.init(jax.random.key(0))
+    step = jax.jit(
+        lambda state, x, y, task_id: method.step(state, (x, y), task_of(x, y, task_id, len(x)))
+    )
+    p = np.eye(3)
+    for task_id in range(2):
+        for i in range(4):
+            x, y = rng.normal(size=(5, 3)), np.arange(5) % 2
+            state, _ = step(state, jnp.float32(x), y, task_id)
+            mean = x.mean(axis=0)
+            p -= np.outer(p @ mean, p @ mean) / (2 * 0.1 ** (i / 4) + mean @ p @ mean)
+            kernel -= RATE * p @ cross_entropy_grad(kernel, x, y)
+        np.testing.assert_allclose(state.params["kernel"], kernel, atol=1e-5)
+        before = state.memory["kernel"]
+        state = method.end_task(state, task_of(x, y, task_id, len(x)))
+        np.testing.assert_allclose(state.memory["kernel"], p, atol=1e-5)
+        np.testing.assert_allclose(state.memory["kernel"], before, atol=1e-6)

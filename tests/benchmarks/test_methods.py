@@ -30,6 +30,7 @@ def test_memory_is_counted_in_bytes(digits):
         "gpm": 4 * bases,
         "sgp": 4 * bases,
         "owm": 4 * (sum(d**2 for d, _ in layers) + 3),
+        "owm-online": 4 * (sum(d**2 for d, _ in layers) + 3),
     }
     assert {name: found[name] for name in expected} == expected
 
