@@ -2,21 +2,17 @@
 
 import argparse
 import dataclasses
-import json
 import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from benchmarks import data, experiment, figures, presets, report, results, train
-from benchmarks.checkpoints import Checkpoints
+from benchmarks import data, experiment, figures, presets, report, results
+from benchmarks.jobs import Job
 from benchmarks.methods import METHODS
 from benchmarks.models import ARCHITECTURES, HEADS
 from benchmarks.tasks import SEQUENCES
@@ -170,10 +166,10 @@ def _run(argv: list[str], console: Console) -> int:
         for job in benchmark_jobs:
             result = job.finished() if arguments.resume else None
             finished.append(result or job.run(arguments.resume, console))
-        benchmark = finished[0].benchmark
+        benchmark, count = finished[0].benchmark, len(arguments.seeds)
         console.print(
-            f"{benchmark}, preset {arguments.preset}, {len(arguments.seeds)} seeds; percent after "
-            "the last task, mean ± standard deviation"
+            f"{benchmark}, preset {arguments.preset}, {count} seed{'s' if count > 1 else ''}; "
+            "percent after the last task, mean ± standard deviation"
         )
         console.print(report.terminal_table(finished))
         figure = arguments.out / benchmark / "accuracy"
@@ -213,7 +209,7 @@ def _jobs(
     arguments: argparse.Namespace,
     changes: dict[str, Any],
     origin: dict[str, Any],
-) -> list["_Job"]:
+) -> list[Job]:
     """The runs of a benchmark, one for each method.
 
     Raises:
@@ -231,7 +227,7 @@ def _jobs(
         differing = {
             field: value for field, value in changes.items() if value != getattr(preset, field)
         }
-        job = _Job(method, config, dataset, differing, arguments.seeds, arguments.out, origin)
+        job = Job(method, config, dataset, differing, arguments.seeds, arguments.out, origin)
         if job.checkpoints().exists() and not arguments.resume:
             raise ValueError(
                 f"{job.checkpoints().folder}: an interrupted run of {method}. Go on with it by "
@@ -239,108 +235,6 @@ def _jobs(
             )
         jobs.append(job)
     return jobs
-
-
-class _Job(NamedTuple):
-    """A benchmark to be run with a method."""
-
-    method: str
-    config: presets.Config
-    dataset: data.Dataset
-    changes: dict[str, Any]
-    seeds: range
-    out: Path
-    origin: dict[str, Any]
-
-    @property
-    def benchmark(self) -> str:
-        return f"{self.config.sequence}-{self.dataset.name}"
-
-    @property
-    def description(self) -> dict[str, Any]:
-        return dataclasses.asdict(self.config) | {"dataset": self.dataset.name}
-
-    @property
-    def path(self) -> Path:
-        name = results.file_name(self.method, self.config.preset, self.changes, self.seeds)
-        return self.out / self.benchmark / name
-
-    def checkpoints(self) -> Checkpoints:
-        experiment = self.description | {
-            "method": self.method,
-            "seeds": list(self.seeds),
-            "data": self.dataset.fingerprint(),
-            "devices": jax.local_device_count(),
-        }
-        return Checkpoints(self.path.with_suffix(".checkpoint"), experiment, self.origin)
-
-    def finished(self) -> results.Result | None:
-        """The result of an earlier run of the same experiment, unless a later one is unfinished."""
-        if not self.path.exists() or self.checkpoints().exists():
-            return None
-        found = results.load(self.path)
-        same = found.config == json.loads(json.dumps(self.description))
-        return found if same and found.data == self.dataset.fingerprint() else None
-
-    def run(self, resume: bool, console: Console) -> results.Result:
-        checkpoints = self.checkpoints()
-        title = [self.benchmark, self.method, *(f"{k}={v}" for k, v in self.changes.items())]
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(),
-            console=console,
-        ) as progress:
-            spec = METHODS[self.method]
-            run = train.run(
-                self.config,
-                spec,
-                self.dataset,
-                self.seeds,
-                _Display(progress, " ".join(title), self.config.num_tasks, checkpoints),
-                checkpoints.restore if resume and checkpoints.exists() else None,
-            )
-        kept = experiment.memory_bytes(self.config, spec, self.dataset)
-        result = results.collect(
-            self.benchmark,
-            self.method,
-            self.config.preset,
-            self.changes,
-            self.description,
-            self.seeds,
-            run,
-            kept,
-            self.dataset.fingerprint(),
-            results.combined(checkpoints.origins),
-        )
-        results.save(result, self.out)
-        checkpoints.discard()
-        return result
-
-
-class _Display(train.Observer):
-    """Shows how far a run is, and writes a checkpoint after each task but the last."""
-
-    def __init__(
-        self, progress: Progress, title: str, num_tasks: int, checkpoints: Checkpoints
-    ) -> None:
-        self._progress, self._num_tasks, self._checkpoints = progress, num_tasks, checkpoints
-        self._bar = progress.add_task(title, total=num_tasks, status="compiling")
-        self._accuracy = ""
-
-    def on_piece(self, task_id: int, fraction: float) -> None:
-        self._show(task_id + fraction, f"task {task_id + 1}/{self._num_tasks}")
-
-    def on_task(self, progress: train.Progress) -> None:
-        done = progress.tasks_done
-        self._accuracy = f" ACC {100 * np.nanmean(progress.r[:, done - 1]):.2f}"
-        self._show(done, f"task {done}/{self._num_tasks}")
-        if done < self._num_tasks:
-            self._checkpoints.save(progress)
-
-    def _show(self, completed: float, status: str) -> None:
-        self._progress.update(self._bar, completed=completed, status=status + self._accuracy)
 
 
 def _report(argv: list[str], console: Console) -> int:
