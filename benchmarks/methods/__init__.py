@@ -22,6 +22,6 @@ METHODS = {
     "los": MethodSpec(los.los, "LOS", fel=False, learning_rates=los.LEARNING_RATES),
     "gpm": MethodSpec(gpm.gpm, "GPM", fel=False),
     "owm": MethodSpec(owm.owm, "OWM", fel=False),
-    "owm-online": MethodSpec(owm.owm_online, "OWM, online", fel=False),
     "sgp": MethodSpec(gpm.sgp, "SGP", fel=False),
+    "owm-online": MethodSpec(owm.owm_online, "OWM, online", fel=False),
 }
