@@ -35,4 +35,9 @@ done
 for alpha in 0.3 3; do
   python -m benchmarks "${mnist[@]}" --preset recommended --alpha "$alpha" "${validation[@]}"
 done
+# Whether more protection helps on colour images.
+for alpha in 0.1 1; do
+  python -m benchmarks split-cifar100 --methods rgo --epochs 2 --seeds 1 --alpha "$alpha" \
+    --validation --out benchmarks/results/validation
+done
 python -m benchmarks report benchmarks/results/validation
