@@ -125,10 +125,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     changes.add_argument("--alpha", type=float, help="RGO's alpha; smaller protects more")
     changes.add_argument(
+        "--normalize",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="RGO's trace rule; without it later tasks take smaller steps and forget less",
+    )
+    changes.add_argument(
         "--fel",
         action=argparse.BooleanOptionalAction,
         default=None,
         help="feature encoding layers, with any method (default: as the method has it)",
+    )
+    changes.add_argument(
+        "--fel-on-convs",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="feature encoding layers, where there are any, before convolutions too",
     )
     changes.add_argument(
         "--validation",

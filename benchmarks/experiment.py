@@ -142,6 +142,7 @@ def make_problem(
         num_tasks=config.num_tasks,
         head="shared" if spec.single_task else config.head,
         fel=spec.fel if config.fel is None else config.fel,
+        fel_on_convs=config.fel_on_convs,
         # An integer of its own: FEL derives its keys as the benchmark does, and must not
         # draw the permutations that make the tasks.
         seed=jax.random.randint(fel_key, (), 0, 2**31 - 1),
@@ -178,6 +179,7 @@ def make_problem(
         freeze=freeze,
         learning_rate=config.learning_rate_schedule(),
         alpha=config.alpha,
+        normalize=config.normalize,
         dataset=dataset,
         input_shape=sequence.input_shape,
         num_classes=sequence.num_classes,

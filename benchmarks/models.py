@@ -82,6 +82,7 @@ class Network(nn.Module):
       head: a key of `HEADS`.
       fel: whether features are permuted for each task.
       seed: integer of the permutations; may be traced.
+      fel_on_convs: whether those that convolutions receive are permuted too.
     """
 
     num_classes: int
@@ -89,13 +90,17 @@ class Network(nn.Module):
     head: str
     fel: bool
     seed: jax.typing.ArrayLike = 0
+    fel_on_convs: bool = True
 
     def encoder(self, task_id: jax.Array) -> Callable[[jax.Array], jax.Array]:
         """A function that encodes features, with the next layer's permutation at each call."""
         layers = itertools.count()
 
         def encode(x: jax.Array) -> jax.Array:
-            return FeatureEncoding(next(layers), self.seed)(x, task_id) if self.fel else x
+            layer = next(layers)
+            if not self.fel or (x.ndim == 4 and not self.fel_on_convs):
+                return x
+            return FeatureEncoding(layer, self.seed)(x, task_id)
 
         return encode
 

@@ -31,7 +31,9 @@ class Config:
       batch_size: in training and in the curvature pass.
       network: a key of `ARCHITECTURES`.
       alpha: RGO's alpha.
+      normalize: whether RGO has the trace rule.
       fel: whether the network has feature encoding layers; None: as the method has it.
+      fel_on_convs: whether they come before convolutions too, not before dense layers only.
       validation: measure accuracy on held-out training data instead of the test data.
     """
 
@@ -47,7 +49,9 @@ class Config:
     batch_size: int
     network: str
     alpha: float = 1.0
+    normalize: bool = True
     fel: bool | None = None
+    fel_on_convs: bool = True
     validation: bool = False
 
     @property
@@ -65,7 +69,9 @@ class Config:
 
 # What makes a protocol, beside network and epochs; a result with one of these changed is not
 # comparable with the paper's.
-PROTOCOL_FIELDS = frozenset({"num_tasks", "examples_per_task", "batch_size", "fel", "validation"})
+PROTOCOL_FIELDS = frozenset(
+    {"num_tasks", "examples_per_task", "batch_size", "fel", "fel_on_convs", "validation"}
+)
 
 # The paper's protocols, each with its own setting: of Table 1 on MNIST, a small one for the
 # embedded digits, and those on colour images.

@@ -34,22 +34,30 @@ def dim(projection: jax.Array) -> int:
     return math.prod(projection.shape[: max(projection.ndim - 1, 1)])
 
 
-def project(projection: jax.Array, gradient: jax.Array) -> jax.Array:
+def project(projection: jax.Array, gradient: jax.Array, *, normalize: bool = True) -> jax.Array:
     """The modified gradient ``(d / tr P) P g`` of Algorithm 1, line 5; block by block.
 
     Args:
-      projection: symmetric positive definite, at any positive scale.
+      projection: symmetric positive definite; if normalized, at any positive scale.
       gradient: ``[d, m]``.
+      normalize: whether the trace rule is applied; without it ``P g``.
 
     Returns:
       ``[d, m]`` in the projection's dtype.
     """
     gradient = gradient.astype(projection.dtype)
+    scale = _scale(projection) if normalize else 1
     if projection.ndim == 1:
-        return _scale(projection) * projection[:, None] * gradient
+        return scale * projection[:, None] * gradient
     blocks = gradient.reshape(*projection.shape[:-1], -1)
     product = jnp.matmul(projection, blocks, precision=_HIGHEST)
-    return (_scale(projection) * product).reshape(gradient.shape)
+    return (scale * product).reshape(gradient.shape)
+
+
+def denormalize(projection: jax.Array, projected: jax.Array) -> jax.Array:
+    """``P g`` from ``(d / tr P) P g [d, m]``, in the projection's dtype."""
+    blocks = projected.astype(projection.dtype).reshape(*projection.shape[:-1], -1)
+    return (blocks / _scale(projection)).reshape(projected.shape)
 
 
 def project_rows(projection: jax.Array, rows: jax.Array) -> jax.Array:

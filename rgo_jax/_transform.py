@@ -13,7 +13,11 @@ DEFAULT_MAX_FAN_IN = 8192
 
 
 def scale_by_rgo(
-    *, fan_in: Any = None, max_fan_in: int | None = None, projected: Any = False
+    *,
+    fan_in: Any = None,
+    max_fan_in: int | None = None,
+    projected: Any = False,
+    normalize: bool = True,
 ) -> optax.GradientTransformation:
     """Scales gradients by Recursive Gradient Optimization's projection.
 
@@ -41,6 +45,10 @@ def scale_by_rgo(
         takes 256 MiB in float32. With `optax.inject_hyperparams`, name it in ``static_args``.
       projected: True if the gradients arrive already projected: the transform then carries ``P``
         and leaves them as they are. Or a tree of bools like the parameters, leaf by leaf.
+      normalize: False to leave the trace rule out: ``P g`` instead of ``(d / tr P) P g``. No
+        direction then takes a larger step than SGD's, so that a layer whose every direction earlier
+        tasks use moves little, where the trace rule gives it back SGD's full step. Later tasks are
+        learned more slowly and earlier ones kept better: for long sequences and long training.
 
     Returns:
       A `optax.GradientTransformation` whose state is an `RgoState`.
@@ -112,9 +120,13 @@ def scale_by_rgo(
 
         def update_leaf(path: _geometry.Path, gradient: jax.Array) -> jax.Array:
             projection, matrix = _state.pair(path, gradient, projections, "gradients")
-            if _state.is_marked(path, projected, "projected"):
+            if not _state.is_marked(path, projected, "projected"):
+                product = _projection.project(projection, matrix, normalize=normalize)
+            elif normalize:
                 return gradient
-            product = _projection.project(projection, matrix)
+            else:
+                # Layers project with the trace rule.
+                product = _projection.denormalize(projection, matrix)
             return product.reshape(gradient.shape).astype(gradient.dtype)
 
         return _geometry.map_with_path(update_leaf, updates), state
@@ -130,6 +142,7 @@ def rgo(
     fan_in: Any = None,
     max_fan_in: int | None = None,
     projected: Any = False,
+    normalize: bool = True,
 ) -> optax.GradientTransformation:
     """Recursive Gradient Optimization: SGD that does not forget, without replay.
 
@@ -147,6 +160,7 @@ def rgo(
       fan_in: see `scale_by_rgo`.
       max_fan_in: see `scale_by_rgo`.
       projected: see `scale_by_rgo`.
+      normalize: see `scale_by_rgo`.
 
     Returns:
       The `optax.GradientTransformation`.
@@ -174,7 +188,9 @@ def rgo(
       <https://arxiv.org/abs/2201.12522>`_, ICLR 2022.
     """
     return optax.chain(
-        scale_by_rgo(fan_in=fan_in, max_fan_in=max_fan_in, projected=projected),
+        scale_by_rgo(
+            fan_in=fan_in, max_fan_in=max_fan_in, projected=projected, normalize=normalize
+        ),
         optax.identity() if momentum is None else optax.trace(momentum, nesterov),
         optax.scale_by_learning_rate(learning_rate),
     )

@@ -95,6 +95,15 @@ def test_fused_dense_trains_as_plain_dense(batch_size):
     assert np.abs(fused["hidden"]["kernel"] - sgd["hidden"]["kernel"]).max() > 1e-3
 
 
+def test_fused_layers_without_the_trace_rule():
+    plain, _ = train_linen(nn.Dense, False, tx=rgo_jax.rgo(0.5, normalize=False))
+    tx = rgo_jax.rgo(0.5, projected=True, normalize=False)
+    fused, _ = train_linen(rgo_jax.linen.Dense, True, tx=tx)
+    chex.assert_trees_all_close(fused, plain, rtol=1e-4, atol=1e-5)
+    with_rule, _ = train_linen(nn.Dense, False)
+    assert np.abs(plain["hidden"]["kernel"] - with_rule["hidden"]["kernel"]).max() > 1e-3
+
+
 def test_fused_dense_is_flax_dense_otherwise():
     x = jax.random.normal(jax.random.key(0), (2, 5, 6))
     for options in ({}, {"use_bias": False}, {"dtype": jnp.bfloat16}):

@@ -66,6 +66,33 @@ def test_scale_of_the_projection_does_not_matter(scale):
     assert np.abs(expected["dense"]["kernel"] - params["dense"]["kernel"]).max() > 0.1
 
 
+@pytest.mark.parametrize("form", ["full", "blocks", "diagonal"])
+def test_without_the_trace_rule(form):
+    fan_in = {
+        "full": None,
+        "blocks": rgo_jax.FanIn(blocks=2),
+        "diagonal": rgo_jax.FanIn(diagonal=True),
+    }[form]
+    params = jnp.ones((6, 3))
+    tx = rgo_jax.scale_by_rgo(fan_in=fan_in, normalize=False)
+    state = rgo_jax.rls_update(tx.init(params), jax.random.normal(jax.random.key(0), (6, 3)))
+    grads = jax.random.normal(jax.random.key(1), (6, 3))
+    p = np.asarray(state.projection, np.float64)
+    if form == "full":
+        expected = p @ grads
+    elif form == "blocks":
+        expected = np.concatenate([p[0] @ grads[:3], p[1] @ grads[3:]])
+    else:
+        expected = p[:, None] * grads
+    assert np.linalg.norm(expected) < 0.95 * np.linalg.norm(grads)
+    updates, _ = tx.update(grads, state)
+    np.testing.assert_allclose(updates, expected, rtol=1e-5, atol=1e-6)
+    # What a layer has projected, with the trace rule, comes out the same.
+    layers, _ = rgo_jax.scale_by_rgo(fan_in=fan_in).update(grads, state)
+    tx = rgo_jax.scale_by_rgo(fan_in=fan_in, normalize=False, projected=True)
+    np.testing.assert_allclose(tx.update(layers, state)[0], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_direction_of_an_old_task_is_protected():
     tx = rgo_jax.scale_by_rgo()
     old = jnp.zeros((6, 2)).at[1].set(5.0)

@@ -29,6 +29,7 @@ class Problem(NamedTuple):
         has examples of another; `logits` sees to it where all are of one.
       learning_rate: schedule over the steps of the whole sequence.
       alpha: RGO's alpha.
+      normalize: whether RGO has the trace rule.
       dataset: the name of the dataset, for hyper-parameters that a paper chose for each.
       input_shape: of one example.
       num_classes: outputs of each head; labels are below it.
@@ -42,6 +43,7 @@ class Problem(NamedTuple):
     freeze: Callable[[Any, jax.Array], Any]
     learning_rate: optax.Schedule
     alpha: float
+    normalize: bool
     dataset: str
     input_shape: tuple[int, ...]
     num_classes: int

@@ -14,7 +14,9 @@ from benchmarks.tasks import Task
 def rgo(problem: Problem) -> Method:
     """Recursive Gradient Optimization, Algorithm 1. https://arxiv.org/abs/2201.12522"""
     optimizer = optax.chain(
-        optax.masked(rgo_jax.scale_by_rgo(projected=True), problem.protected),
+        optax.masked(
+            rgo_jax.scale_by_rgo(projected=True, normalize=problem.normalize), problem.protected
+        ),
         optax.sgd(problem.learning_rate),
     )
 

@@ -25,6 +25,7 @@ def linear_problem(w, num_tasks=2):
         freeze=lambda params, task_id: params,
         learning_rate=optax.constant_schedule(RATE),
         alpha=1.0,
+        normalize=True,
         dataset="none",
         input_shape=(w.shape[0],),
         num_classes=w.shape[1],

@@ -69,6 +69,16 @@ def test_any_method_runs_with_and_without_fel(digits):
     assert not np.array_equal(with_fel.r, rgo_2.r)
 
 
+def test_without_the_trace_rule_later_tasks_are_learned_more_slowly(digits):
+    runs = [
+        train.run(two_tasks(normalize=rule), METHODS["rgo"], digits, seeds=range(1))
+        for rule in (True, False)
+    ]
+    (first, second), (same_first, slower_second) = (run.losses[0] for run in runs)
+    assert same_first == pytest.approx(first, rel=1e-4)
+    assert slower_second > 1.02 * second
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", BASELINES)
 def test_vmap_over_seeds_gives_what_map_gives(digits, monkeypatch, method):

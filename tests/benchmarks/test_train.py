@@ -9,7 +9,7 @@ import pytest
 import rgo_jax
 from benchmarks import experiment, presets, train
 from benchmarks.methods import METHODS
-from benchmarks.models import ARCHITECTURES, Architecture, FeedForward
+from benchmarks.models import ARCHITECTURES, Architecture, ConvLayer, FeedForward
 
 
 def small(sequence="permuted", **changes):
@@ -162,6 +162,25 @@ def test_architectures(name, parameters):
     assert sum(p.size for p in jax.tree.leaves(params)) == parameters
     logits = jax.eval_shape(network.apply, {"params": params}, x, 0)
     assert logits.shape == (2, 10)
+
+
+@pytest.mark.parametrize("on_convs", [True, False])
+def test_convolutions_with_and_without_fel(on_convs):
+    convs = (ConvLayer(3, 4, True), ConvLayer(3, 4, True))
+    network = FeedForward(
+        convs=convs, hidden=(6,), num_classes=3, num_tasks=2, head="shared", fel=True,
+        fel_on_convs=on_convs,
+    )  # fmt: skip
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    params = network.init(jax.random.key(1), x, 0)["params"]
+
+    def outputs(task):
+        seen = network.apply({"params": params}, x, task, capture_intermediates=True)[1]
+        return {name: layer["__call__"][0] for name, layer in seen["intermediates"].items()
+                if name in ("Conv_0", "Conv_1", "Dense_0")}  # fmt: skip
+
+    same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), outputs(0), outputs(1))
+    assert same == {"Conv_0": not on_convs, "Conv_1": not on_convs, "Dense_0": False}
 
 
 def test_cosine_schedule_starts_anew_in_each_task():
