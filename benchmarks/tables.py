@@ -171,20 +171,41 @@ def _table_2(results: Sequence[Result]) -> list[list[str]]:
         for method in [name for name, spec in METHODS.items() if not spec.single_task]:
             for preset in PRESETS:
                 ours = _find(results, setting, method, preset)
-                alone = _find(results, setting, "stl", preset)
                 is_papers = (method, preset) == ("rgo", "paper")
                 if ours is None and not is_papers:
                     continue
                 number = theirs if is_papers else None
                 cells = [setting.benchmark, METHODS[method].label, preset]
                 cells.append("-" if number is None else f"{number:+.2f}")
-                if ours is None or alone is None or ours.seeds != alone.seeds:
+                gains = np.array([]) if ours is None else _gains(results, ours)
+                if not len(gains):
                     rows.append([*cells, _NOT_RUN, *_origin(None)])
                 else:
-                    gain = ours.acc - alone.acc
-                    cells.append(f"{'+' if gain.mean() >= 0 else ''}{markup.mean_and_spread(gain)}")
-                    rows.append([*cells, *_origin(ours)])
+                    cells.append(
+                        f"{'+' if gains.mean() >= 0 else ''}{markup.mean_and_spread(gains)}"
+                    )
+                    rows.append([*cells, str(len(gains)), *_origin(ours)[1:]])
     return rows
+
+
+def _gains(results: Sequence[Result], ours: Result) -> np.ndarray:
+    """ACC above that of a model per task, for each seed that both have."""
+
+    def trained_alike(result: Result) -> bool:
+        # Whatever else a preset changes is of the method alone.
+        names = ("learning_rate", "schedule")
+        return all(result.config.get(name) == ours.config.get(name) for name in names)
+
+    candidates = [result for result in results if trained_alike(result)]
+    alone = [_find(candidates, ours.setting, "stl", preset) for preset in PRESETS]
+    acc = {
+        seed: value
+        for result in alone
+        if result is not None
+        for seed, value in zip(result.seeds, result.acc, strict=True)
+    }
+    pairs = zip(ours.seeds, ours.acc, strict=True)
+    return np.array([value - acc[seed] for seed, value in pairs if seed in acc])
 
 
 def _networks() -> list[list[str]]:
