@@ -19,8 +19,10 @@ for head in shared per_task; do
   python -m benchmarks "${mnist[@]}" --methods "$baselines" --head "$head" "${out[@]}"
   python -m benchmarks "${mnist[@]}" --methods "$baselines,sgd" --head "$head" --fel "${out[@]}"
 done
-# Colour images, with LeNet-5.
+# Colour images, with LeNet-5: 20 epochs, and Table 1's 2000 steps with the baselines too.
 python -m benchmarks "${colour[@]}" --methods rgo,rgo-2,sgd,stl --seeds 3 "${out[@]}"
+python -m benchmarks "${colour[@]}" --methods rgo --seeds 3 --preset recommended "${out[@]}"
+python -m benchmarks split-cifar100 --methods "rgo,$baselines,sgd,stl" --epochs 8 --seeds 1 "${out[@]}"
 python -m benchmarks permuted-digits rotated-digits --methods rgo,rgo-2,sgd,stl "${out[@]}"
 python -m benchmarks report benchmarks/results
 
@@ -35,9 +37,13 @@ done
 for alpha in 0.3 3; do
   python -m benchmarks "${mnist[@]}" --preset recommended --alpha "$alpha" "${validation[@]}"
 done
-# Whether more protection helps on colour images.
+# The same for colour images: more protection, FEL before dense layers only, no trace rule.
+validation=(split-cifar100 --methods rgo --seeds 1 --validation --out benchmarks/results/validation)
 for alpha in 0.1 1; do
-  python -m benchmarks split-cifar100 --methods rgo --epochs 2 --seeds 1 --alpha "$alpha" \
-    --validation --out benchmarks/results/validation
+  python -m benchmarks "${validation[@]}" --epochs 2 --alpha "$alpha"
 done
+python -m benchmarks "${validation[@]}" --epochs 4
+python -m benchmarks "${validation[@]}" --epochs 4 --no-fel-on-convs
+python -m benchmarks "${validation[@]}" --epochs 4 --preset recommended
+python -m benchmarks "${validation[@]}" --epochs 4 --preset recommended --alpha 1
 python -m benchmarks report benchmarks/results/validation
