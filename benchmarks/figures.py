@@ -1,5 +1,6 @@
 """Figures from results, as PNG and SVG."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from benchmarks.results import Result, spread
 
 # Of the map tab20: the strong colours, then the pale ones.
 _COLOURS = (*range(0, 20, 2), *range(1, 20, 2))
+_STYLES = ("-", "--", ":", "-.")
 
 
 def accuracy(title: str, results: Sequence[Result], path: Path) -> None:
@@ -25,14 +27,18 @@ def accuracy(title: str, results: Sequence[Result], path: Path) -> None:
       results: of one benchmark.
       path: where to write, without suffix: a PNG and an SVG.
     """
-    fig = Figure(figsize=(7.5, 4.2), dpi=150, layout="constrained")
+    labels = [", ".join(filter(None, [METHODS[r.method].label, r.variant])) for r in results]
+    # In lines of the length of most, so that they leave the axes their room.
+    labels = [textwrap.fill(label, 24) for label in labels]
+    lines = sum(1 + label.count("\n") for label in labels)
+    fig = Figure(figsize=(7.5, max(4.2, 0.6 + 0.2 * lines)), dpi=150, layout="constrained")
     axes = _axes(fig.add_subplot(), title)
-    # A colour for each method, a line style for each of its variants.
+    # A colour for each method, a line style for each of its variants; with more variants than
+    # styles, more colours.
     variants = list(dict.fromkeys(result.variant for result in results))
-    for result in results:
-        style = ("-", "--", ":", "-.")[variants.index(result.variant) % 4]
-        label = ", ".join(filter(None, [METHODS[result.method].label, result.variant]))
-        _curve(axes, result, style, label)
+    for result, label in zip(results, labels, strict=True):
+        round_, style = divmod(variants.index(result.variant), len(_STYLES))
+        _curve(axes, result, _STYLES[style], label, round_)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, handlelength=3.5)
     _save(fig, path)
 
@@ -72,8 +78,9 @@ def _axes(axes: Any, title: str) -> Any:
     return axes
 
 
-def _curve(axes: Any, result: Result, style: str, label: str) -> Any:
-    color = mpl.colormaps["tab20"](_COLOURS[list(METHODS).index(result.method) % 20])
+def _curve(axes: Any, result: Result, style: str, label: str, round_: int = 0) -> Any:
+    number = list(METHODS).index(result.method) + round_ * len(METHODS)
+    color = mpl.colormaps["tab20"](_COLOURS[number % len(_COLOURS)])
     curves = result.accuracy_curve
     tasks = np.arange(1, curves.shape[1] + 1)
     mean, deviation = curves.mean(axis=0), spread(curves)

@@ -41,8 +41,9 @@ _TABLE_1 = """\
 _TABLE_2 = """
 ## Table 2
 
-What a method's ACC is above that of a model per task: LeNet-5, 20 epochs. The paper's number is of
-the random split; it stands there beside other methods' of the superclasses.
+What a method's ACC is above that of a model per task: LeNet-5, 20 epochs, of the seeds that both
+have been run for. The paper's number is of the random split; it stands there beside other methods'
+of the superclasses.
 """
 _TABLE_3 = """
 ## Table 3

@@ -43,12 +43,14 @@ def scale_by_rgo(
         for everything below it.
       max_fan_in: the largest full P or block of one accepted; 8192 if None, at which one ``P``
         takes 256 MiB in float32. With `optax.inject_hyperparams`, name it in ``static_args``.
-      projected: True if the gradients arrive already projected: the transform then carries ``P``
-        and leaves them as they are. Or a tree of bools like the parameters, leaf by leaf.
-      normalize: False to leave the trace rule out: ``P g`` instead of ``(d / tr P) P g``. No
-        direction then takes a larger step than SGD's, so that a layer whose every direction earlier
-        tasks use moves little, where the trace rule gives it back SGD's full step. Later tasks are
-        learned more slowly and earlier ones kept better: for long sequences and long training.
+      projected: True if the gradients arrive already projected, as ``(d / tr P) P g``: the
+        transform then carries ``P`` and leaves them as they are. Or a tree of bools like the
+        parameters, leaf by leaf.
+      normalize: False to leave the trace rule out: ``P g`` instead of ``(d / tr P) P g``, also of
+        gradients that arrive projected. No direction then takes a larger step than SGD's: a layer
+        that earlier tasks use in every direction moves little, where the trace rule gives it back
+        SGD's full step. Earlier tasks are kept better and later ones learned more slowly; by how
+        much, ``alpha`` decides.
 
     Returns:
       A `optax.GradientTransformation` whose state is an `RgoState`.
@@ -125,7 +127,7 @@ def scale_by_rgo(
             elif normalize:
                 return gradient
             else:
-                # Layers project with the trace rule.
+                # Gradients arrive with the trace rule in them.
                 product = _projection.denormalize(projection, matrix)
             return product.reshape(gradient.shape).astype(gradient.dtype)
 

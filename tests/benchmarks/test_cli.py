@@ -82,6 +82,14 @@ def test_fel_is_told_by_the_results(tmp_path):
     assert "_fel=True_" in result.file_name
 
 
+def test_switches_of_rgo_are_told_by_the_results(tmp_path):
+    argv = ["permuted-digits", "--methods", "rgo", *QUICK, "--out", str(tmp_path)]
+    assert cli.main([*argv, "--no-normalize", "--no-fel-on-convs"]) == 0
+    (result,) = results.load_all(tmp_path)
+    for name in ("normalize", "fel_on_convs"):
+        assert result.changes[name] is result.config[name] is False
+
+
 def test_a_methods_own_learning_rate_stands_until_the_user_gives_one(tmp_path, monkeypatch):
     own = METHODS["sgd"]._replace(learning_rates={"digits": 0.05})
     monkeypatch.setitem(METHODS, "sgd", own)

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import ablation, paper, report, results, tables
+from benchmarks import ablation, figures, paper, report, results, tables
 from benchmarks.methods import METHODS
 from benchmarks.models import ARCHITECTURES
 from benchmarks.presets import BENCHMARKS
@@ -72,6 +72,9 @@ def test_gain_over_a_model_per_task():
     # Against the same seeds; there are five of RGO and three of STL.
     (row,) = rows(section(tables.papers_tables(few), "Table 2"), "RGO", "split-cifar100")
     assert row[3:6] == ["+6.02", "+5.00 ± 0.00", "3"]
+    others = [made("rgo", 80), made("stl", 75)._replace(seeds=[3, 4, 5])]
+    (row,) = rows(section(tables.papers_tables(others), "Table 2"), "RGO", "split-cifar100")
+    assert row[3:5] == ["+6.02", "not yet run"]
     text = section(tables.papers_tables(RESULTS), "Table 2")
     (row,) = rows(text, "RGO", "split-cifar100")
     assert row[3:6] == ["+6.02", "+5.00 ± 0.00", "3"]
@@ -105,6 +108,21 @@ def test_network_and_epochs_find_their_row():
     other = made("rgo", 70, network="resnet-18", epochs=8)
     (row,) = rows(section(tables.papers_tables([other]), "Table 1"), "RGO", "resnet-18", "73.18")
     assert row[5] == "71.00 ± 1.00"
+
+
+def test_many_variants_can_be_told_apart_in_a_figure(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda fig, path: drawn.append(fig))
+    variants = [made("rgo", acc, alpha=acc, schedule="cosine", validation=True) for acc in range(9)]
+    figures.accuracy("split-cifar100", variants, tmp_path / "accuracy")
+    (fig,) = drawn
+    (axes,) = fig.axes
+    looks = {(line.get_color(), line.get_linestyle()) for line in axes.get_lines()}
+    assert len(looks) == len(variants)
+    fig.canvas.draw()
+    inside, legend = axes.get_window_extent(), axes.get_legend().get_window_extent()
+    assert inside.width > legend.width
+    assert 0 <= legend.y0 < legend.y1 <= fig.bbox.height
 
 
 def test_networks_and_their_projections():

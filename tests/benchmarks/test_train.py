@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import rgo_jax
-from benchmarks import experiment, presets, train
+from benchmarks import experiment, presets, tasks, train
 from benchmarks.methods import METHODS
 from benchmarks.models import ARCHITECTURES, Architecture, ConvLayer, FeedForward
 
@@ -181,6 +181,21 @@ def test_convolutions_with_and_without_fel(on_convs):
 
     same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), outputs(0), outputs(1))
     assert same == {"Conv_0": not on_convs, "Conv_1": not on_convs, "Dense_0": False}
+
+
+def test_fel_on_convs_is_the_experiments_to_choose(digits):
+    def logits(**changes):
+        config = presets.config("split-digits", network="lenet-5", **changes)
+        sequence = tasks.SEQUENCES["split"](digits, config.num_tasks)
+        key = jax.random.key(0)
+        problem = experiment.make_problem(config, METHODS["rgo"], sequence, "digits", key)
+        x = jax.random.normal(jax.random.key(1), (2, *sequence.input_shape))
+        return problem.logits(problem.init(jax.random.key(2)), x, jnp.int32(1))
+
+    everywhere, dense, nowhere = logits(), logits(fel_on_convs=False), logits(fel=False)
+    assert not np.allclose(everywhere, dense, rtol=1e-3)
+    assert not np.allclose(dense, nowhere, rtol=1e-3)
+    np.testing.assert_array_equal(nowhere, logits(fel=False, fel_on_convs=False))
 
 
 def test_cosine_schedule_starts_anew_in_each_task():
