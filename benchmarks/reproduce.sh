@@ -37,6 +37,7 @@ done
 for alpha in 0.3 3; do
   python -m benchmarks "${mnist[@]}" --preset recommended --alpha "$alpha" "${validation[@]}"
 done
+python -m benchmarks "${mnist[@]}" --preset recommended --no-normalize "${validation[@]}"
 # The same for colour images: more protection, FEL before dense layers only, no trace rule.
 validation=(split-cifar100 --methods rgo --seeds 1 --validation --out benchmarks/results/validation)
 for alpha in 0.1 1; do
@@ -44,6 +45,8 @@ for alpha in 0.1 1; do
 done
 python -m benchmarks "${validation[@]}" --epochs 4
 python -m benchmarks "${validation[@]}" --epochs 4 --no-fel-on-convs
-python -m benchmarks "${validation[@]}" --epochs 4 --preset recommended
-python -m benchmarks "${validation[@]}" --epochs 4 --preset recommended --alpha 1
+for epochs in 4 20; do
+  python -m benchmarks "${validation[@]}" --epochs "$epochs" --preset recommended
+  python -m benchmarks "${validation[@]}" --epochs "$epochs" --preset recommended --alpha 1
+done
 python -m benchmarks report benchmarks/results/validation
