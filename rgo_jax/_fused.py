@@ -10,9 +10,11 @@ gradient. The projected gradient is computed in the dtype of P and at Precision.
 whatever the layer computes in: rounding after the projection would fall into protected directions.
 """
 
+import contextlib
+import contextvars
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,8 +22,34 @@ import jax.numpy as jnp
 
 from rgo_jax import _geometry, _projection
 
+# Whether what is being traced are the gradients that a projection is made of.
+_in_curvature_pass = contextvars.ContextVar("in_curvature_pass", default=False)
+
 # Patches of a convolution beyond this many bytes are not worth their memory.
 _MAX_PATCH_BYTES = 2**28
+
+
+@contextlib.contextmanager
+def curvature_pass() -> Iterator[None]:
+    """Where gradients are to be plain ones: layers that are handed a projection refuse it."""
+    token = _in_curvature_pass.set(True)
+    try:
+        yield
+    finally:
+        _in_curvature_pass.reset(token)
+
+
+def check_not_in_curvature_pass() -> None:
+    """Called by a layer that is handed a projection.
+
+    Raises:
+      ValueError: inside `curvature_pass`.
+    """
+    if _in_curvature_pass.get():
+        raise ValueError(
+            "A layer was handed its projection inside consolidate, which needs plain gradients: "
+            "of projected ones P would become wrong. Leave the projections out there."
+        )
 
 
 @jax.custom_vjp
@@ -64,6 +92,38 @@ def project_gradient(parameter: jax.Array, projection: jax.Array | None) -> jax.
     return _project_gradient(parameter, projection)
 
 
+def hooks(
+    linear_map: Callable[..., jax.Array], bias_projection: jax.Array | None
+) -> tuple[Callable[..., tuple[Any, Any, Any]], Callable[..., jax.Array]]:
+    """What to put in place of ``promote_dtype`` and of the linear map in a layer of Flax.
+
+    Flax keeps the checks, the paddings and the sum with the bias. Casting the kernel moves into the
+    linear map, where its gradient can be projected in the parameter's own dtype.
+
+    Args:
+      linear_map: as `dot` or `conv`; ``dtype`` is added to its arguments.
+      bias_projection: of the bias; or None.
+
+    Returns:
+      ``promote_dtype`` of input, kernel and bias or None, which Flax calls first; and the map.
+    """
+    computed: Any = None
+
+    def promote_dtype(*arrays: Any, dtype: Any = None, **options: Any) -> tuple[Any, Any, Any]:
+        nonlocal computed
+        del options
+        x, kernel, bias = arrays
+        computed = dtype or jnp.result_type(*(array for array in arrays if array is not None))
+        if bias is not None:
+            bias = project_gradient(bias, bias_projection).astype(computed)
+        return x, kernel, bias
+
+    def linear(*args: Any, **options: Any) -> jax.Array:
+        return linear_map(*args, dtype=computed, **options)
+
+    return promote_dtype, linear
+
+
 def dot(
     x: jax.Array,
     kernel: jax.Array,
@@ -104,11 +164,17 @@ def dot(
         residuals: tuple[jax.Array, jax.Array, jax.Array], g: jax.Array
     ) -> tuple[jax.Array, jax.Array, None]:
         x, kernel, projection = residuals
-        inputs = _projection.project_rows(projection, x.reshape(rows, -1))
-        outputs = g.reshape(rows, -1).astype(inputs.dtype)
-        gradient = jnp.matmul(inputs.T, outputs, precision=jax.lax.Precision.HIGHEST)
+        inputs = _projection.project_rows(projection, x.reshape(rows, x.shape[-1]))
+        outputs = g.reshape(rows, g.shape[-1]).astype(inputs.dtype)
+
+        def product(kernel: jax.Array) -> jax.Array:
+            kernel = kernel.astype(inputs.dtype)
+            return jnp.matmul(inputs, kernel, precision=jax.lax.Precision.HIGHEST)
+
+        # JAX's own transpose knows how to sum over devices that the rows are spread over.
+        (gradient,) = jax.linear_transpose(product, kernel)(outputs)
         gradient_x = jnp.matmul(g, kernel.astype(dtype).T, precision=precision)
-        return gradient_x.astype(x.dtype), gradient.astype(kernel.dtype), None
+        return gradient_x.astype(x.dtype), gradient, None
 
     factored.defvjp(forward, backward)
     return factored(x, kernel, projection)
@@ -196,9 +262,11 @@ def _patches(
     config = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
     x = jax.lax.pad(x, jnp.zeros((), x.dtype), config)
     sizes = [
-        (length - (size - 1) * step - 1) // stride + 1
+        max(0, (length - (size - 1) * step - 1) // stride + 1)
         for length, size, step, stride in zip(x.shape[1:-1], window, dilation, strides, strict=True)
     ]
+    if not all(sizes):  # the window is larger than the image
+        return jnp.zeros((x.shape[0], *sizes, math.prod(window) * x.shape[-1]), x.dtype)
     pieces = []
     for offset in itertools.product(*map(range, window)):
         start = [o * step for o, step in zip(offset, dilation, strict=True)]

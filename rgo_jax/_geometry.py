@@ -68,7 +68,7 @@ def projection_shape(path: Path, leaf: Any, spec: FanIn) -> tuple[int, ...]:
     """The shape of a leaf's projection: ``[d, d]``, ``[blocks, b, b]`` or ``[d]``.
 
     Raises:
-      ValueError: the leaf has no axes, or the spec does not fit it.
+      ValueError: the leaf has no axes or no numbers, or the spec does not fit it.
       TypeError: the leaf is not real floating point.
     """
     name, shape = path_name(path), jnp.shape(leaf)
@@ -77,6 +77,10 @@ def projection_shape(path: Path, leaf: Any, spec: FanIn) -> tuple[int, ...]:
         raise ValueError(
             f"Parameter {name!r} has shape (): RGO projects the fan-in axes of a parameter and a "
             f"scalar has none. {remedy}"
+        )
+    if not math.prod(shape):
+        raise ValueError(
+            f"Parameter {name!r} has shape {shape}: it holds no numbers to project. {remedy}"
         )
     dtype = jnp.result_type(leaf)
     if not jnp.issubdtype(dtype, jnp.floating):

@@ -18,15 +18,18 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def identity(shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """The projection before the first task: nothing is protected.
-
-    The dtype is at least float32, whatever the parameter's: the RLS recursion loses symmetry and
-    definiteness in 16 bits.
-    """
-    dtype = jnp.promote_types(dtype, jnp.float32)
+    """The projection before the first task, of a parameter of this dtype: nothing is protected."""
+    dtype = dtype_for(dtype)
     if len(shape) == 1:
         return jnp.ones(shape, dtype)
     return jnp.broadcast_to(jnp.eye(shape[-1], dtype=dtype), shape)
+
+
+def dtype_for(parameter_dtype: jnp.dtype) -> jnp.dtype:
+    """At least float32: the RLS recursion loses symmetry and definiteness in 16 bits."""
+    # Not jnp.promote_types, which strict dtype promotion refuses for other widths.
+    dtype = jnp.dtype(parameter_dtype)
+    return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
 
 
 def dim(projection: jax.Array) -> int:

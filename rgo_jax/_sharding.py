@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rgo_jax import _geometry, _state
 
@@ -22,7 +22,7 @@ def projection_sharding(opt_state: optax.OptState, mesh: Mesh, axis: str) -> Any
     Args:
       opt_state: the state of any optax transform that contains `rgo_jax.scale_by_rgo`; its shapes
         (`jax.eval_shape`) will do.
-      mesh: the devices.
+      mesh: the devices; its axis of type `jax.sharding.AxisType.Auto`.
       axis: the mesh axis to spread over.
 
     Returns:
@@ -31,7 +31,8 @@ def projection_sharding(opt_state: optax.OptState, mesh: Mesh, axis: str) -> Any
       first axis the devices do not divide.
 
     Raises:
-      ValueError: no such axis in the mesh, or no `rgo_jax.RgoState` in ``opt_state``.
+      ValueError: no such axis in the mesh, or one of another type; no `rgo_jax.RgoState` in
+        ``opt_state``.
 
     Example:
       >>> import jax, jax.numpy as jnp, rgo_jax
@@ -46,6 +47,12 @@ def projection_sharding(opt_state: optax.OptState, mesh: Mesh, axis: str) -> Any
     if axis not in mesh.shape:
         names = ", ".join(repr(name) for name in mesh.shape)
         raise ValueError(f"axis is {axis!r}, but the mesh has the axes {names}.")
+    if mesh.axis_types[mesh.axis_names.index(axis)] != AxisType.Auto:
+        raise ValueError(
+            f"The mesh axis {axis!r} is of type {mesh.axis_types[mesh.axis_names.index(axis)]}, "
+            "under which the sharding of each product has to be spelled out. Make the mesh with "
+            "jax.make_mesh(..., axis_types=(AxisType.Auto,) * axes)."
+        )
     replicated: Any = NamedSharding(mesh, PartitionSpec())
 
     def by_rows(projection: Any) -> Any:

@@ -1,6 +1,6 @@
 """``RgoState``, and how its projections are found and paired with trees like the parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -96,18 +96,19 @@ def check_shapes(gradients: Any, params: Any) -> None:
             )
 
 
-def is_marked(path: Path, marks: Any, what: str) -> bool:
-    """What a bool, or a tree of bools like the parameters, says of one leaf."""
+def marks_of(paths: Iterable[Path], marks: Any, what: str) -> dict[Path, bool]:
+    """What a bool, or a tree of bools like the parameters, says of each leaf."""
     if isinstance(marks, bool):
-        return marks
+        return dict.fromkeys(paths, marks)
     by_path = _geometry.leaves_by_path(marks)
-    mark = by_path.get(path)
-    if not isinstance(mark, bool):
-        raise ValueError(
-            f"{what} has {mark!r} for {_geometry.path_name(path)!r}; expected a bool, or a tree "
-            f"of bools like the parameters. It has {_names(by_path)}."
-        )
-    return mark
+    for path in paths:
+        mark = by_path.get(path)
+        if not isinstance(mark, bool):
+            raise ValueError(
+                f"{what} has {mark!r} for {_geometry.path_name(path)!r}; expected a bool, or a "
+                f"tree of bools like the parameters. It has {_names(by_path)}."
+            )
+    return by_path
 
 
 def _names(leaves: dict[Path, Any]) -> str:

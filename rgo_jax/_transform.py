@@ -49,15 +49,15 @@ def scale_by_rgo(
       normalize: False to leave the trace rule out: ``P g`` instead of ``(d / tr P) P g``, also of
         gradients that arrive projected. No direction then takes a larger step than SGD's: a layer
         that earlier tasks use in every direction moves little, where the trace rule gives it back
-        SGD's full step. Earlier tasks are kept better and later ones learned more slowly; by how
-        much, ``alpha`` decides.
+        SGD's full step. Later tasks are learned in smaller steps; by how much, ``alpha`` decides.
 
     Returns:
       A `optax.GradientTransformation` whose state is an `RgoState`.
 
     Raises:
-      ValueError: from ``init``, for a leaf without axes, a fan-in above ``max_fan_in`` or a
-        ``fan_in`` that does not fit; from ``update``, for gradients that do not match the state.
+      ValueError: from ``init``, for a leaf without axes or numbers, a fan-in above ``max_fan_in``
+        or a ``fan_in`` that does not fit; from ``update``, for gradients that do not match the
+        state.
       TypeError: from ``init``, for a leaf that is not real floating point.
 
     Warns:
@@ -116,13 +116,15 @@ def scale_by_rgo(
         params: optax.Params | None = None,
     ) -> tuple[optax.Updates, _state.RgoState]:
         projections = _geometry.leaves_by_path(state.projection)
-        _state.check_paths(projections, _geometry.leaves_by_path(updates), "gradients")
+        leaves = _geometry.leaves_by_path(updates)
+        _state.check_paths(projections, leaves, "gradients")
+        is_projected = _state.marks_of(leaves, projected, "projected")
         if params is not None:
             _state.check_shapes(updates, params)
 
         def update_leaf(path: _geometry.Path, gradient: jax.Array) -> jax.Array:
             projection, matrix = _state.pair(path, gradient, projections, "gradients")
-            if not _state.is_marked(path, projected, "projected"):
+            if not is_projected[path]:
                 product = _projection.project(projection, matrix, normalize=normalize)
             elif normalize:
                 return gradient

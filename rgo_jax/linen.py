@@ -1,18 +1,24 @@
 """RGO's layers for Flax Linen."""
 
+import contextvars
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import flax
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import optax
 
 from rgo_jax import _fel, _fused, _geometry, _state
 
 _COLLECTION = "projections"
-_MARKS = "projected"
+
+# Where `projected_by` writes down which parameters are asked for a projection. Not a collection of
+# variables: Flax's lifted transforms hand on only those they are told of.
+_asked: contextvars.ContextVar[set[tuple[str, ...]] | None] = contextvars.ContextVar(
+    "asked", default=None
+)
 
 
 class FeatureEncoding(nn.Module):
@@ -62,6 +68,7 @@ class Dense(nn.Dense):
 
     Tell the optimizer not to project again: ``rgo_jax.rgo(0.1, projected=True)`` where all layers
     under RGO are of this kind, or ``projected=projected_by(model, params, x)`` where some are.
+    Leave the collection out in `rgo_jax.consolidate`, which needs plain gradients and refuses it.
 
     Flax's lifted transforms hand on only the collections they are told of: `flax.linen.scan` needs
     ``variable_axes={"params": 0, "projections": 0}``. Without, the layers do not project, which
@@ -102,7 +109,7 @@ class Dense(nn.Dense):
                 x,
                 kernel,
                 _handed(self, "kernel"),
-                dtype=self.dtype or jnp.result_type(x, kernel),
+                dtype=options["dtype"],
                 precision=options.get("precision"),
             )
 
@@ -144,7 +151,6 @@ class Conv(nn.Conv):
                 _handed(self, "kernel"),
                 window_strides=window_strides,
                 padding=padding,
-                dtype=self.dtype or jnp.result_type(x, kernel),
                 **options,
             )
 
@@ -155,9 +161,10 @@ def _handed(module: nn.Module, name: str) -> jax.Array | None:
     """The projection that was handed to a module for one of its parameters."""
     if not module.has_variable(_COLLECTION, name):
         return None
-    # Tells `projected_by`, which asks with this collection mutable, that it is made use of.
-    if module.is_mutable_collection(_MARKS):
-        module.put_variable(_MARKS, name, jnp.zeros(()))
+    asked = _asked.get()
+    if asked is not None:
+        asked.add((*module.path, name))
+    _fused.check_not_in_curvature_pass()
     projection: jax.Array = module.get_variable(_COLLECTION, name)
     return projection
 
@@ -167,8 +174,7 @@ def _with_hook(
 ) -> jax.Array:
     """Calls Flax's own layer on the module's parameters, with its linear map replaced.
 
-    Flax keeps the checks and paddings. Casting the kernel and adding the bias move here, where the
-    gradients can be projected in the parameters' own dtype.
+    See `rgo_jax._fused.hooks`.
     """
     for name in ("mask", "promote_dtype"):
         default = {field.name: field.default for field in dataclasses.fields(base)}.get(name)
@@ -187,22 +193,12 @@ def _with_hook(
         for field in dataclasses.fields(base)
         if field.name not in ("parent", "name")
     }
-    changes = {"use_bias": False, "promote_dtype": _keep_dtypes, hook: function}
-    inner = base(**(fields | changes))
+    bias_projection = _handed(module, "bias") if module.use_bias else None
+    promote_dtype, linear_map = _fused.hooks(function, bias_projection)
+    inner = base(**(fields | {"promote_dtype": promote_dtype, hook: linear_map}))
     nn.share_scope(module, inner)
     y: jax.Array = inner(inputs)
-    if not module.use_bias:
-        return y
-    bias = module.param("bias", module.bias_init, (module.features,), module.param_dtype)
-    bias = _fused.project_gradient(bias, _handed(module, "bias"))
-    if module.dtype is None:
-        y = y.astype(jnp.result_type(y, bias))
-    return y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
-
-
-def _keep_dtypes(*arrays: Any, dtype: Any = None, **options: Any) -> tuple[Any, ...]:
-    del dtype, options
-    return arrays
+    return y
 
 
 def projections(opt_state: optax.OptState) -> dict[str, Any]:
@@ -217,7 +213,8 @@ def projections(opt_state: optax.OptState) -> dict[str, Any]:
       the state's own; nothing is computed or copied.
 
     Raises:
-      ValueError: no `rgo_jax.RgoState` in ``opt_state``.
+      ValueError: no `rgo_jax.RgoState` in ``opt_state``; or it is for all of a module's variables
+        in place of its ``params``.
       TypeError: the state is not of nested dicts.
 
     Example:
@@ -233,7 +230,14 @@ def projections(opt_state: optax.OptState) -> dict[str, Any]:
         found.update(_geometry.leaves_by_path(state.projection))
 
     _state.map_states(collect, opt_state)
-    return _nested(found)
+    collection = _nested(found)
+    if set(collection) == {"params"}:
+        raise ValueError(
+            "The optimizer's state is for a tree whose only key is 'params', so no layer would "
+            "find its projection. Initialise the optimizer with variables['params'], not with all "
+            "variables."
+        )
+    return collection
 
 
 def projected_by(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
@@ -260,14 +264,24 @@ def projected_by(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> A
       {'layers_0': {'bias': True, 'kernel': True}, 'layers_1': {'kernel': False}}
     """
 
-    def marks(params: Any) -> Any:
-        # The forward pass never looks at a projection, so one number stands for each.
-        offered = _nested({path: jnp.zeros(()) for path in _geometry.leaves_by_path(params)})
-        variables = {"params": params, _COLLECTION: offered}
-        return module.apply(variables, *args, **kwargs, mutable=[_MARKS])[1]
+    def forward(params: Any) -> Any:
+        # The forward pass never looks at a projection, so each parameter stands for its own. Other
+        # collections, such as the averages of batch normalisation, come into being where missing.
+        variables = {"params": params, _COLLECTION: _nested(_geometry.leaves_by_path(params))}
+        mutable = flax.core.DenyList(("params", _COLLECTION))
+        return module.apply(variables, *args, **kwargs, mutable=mutable)
 
-    marked = _geometry.leaves_by_path(jax.eval_shape(marks, params).get(_MARKS, {}))
-    return _geometry.map_with_path(lambda path, _: path in marked, params)
+    asked: set[tuple[str, ...]] = set()
+    token = _asked.set(asked)
+    try:
+        jax.eval_shape(forward, params)
+    finally:
+        _asked.reset(token)
+
+    def names(path: _geometry.Path) -> tuple[str, ...]:
+        return tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+
+    return _geometry.map_with_path(lambda path, _: names(path) in asked, params)
 
 
 def _nested(leaves: dict[_geometry.Path, Any]) -> dict[str, Any]:

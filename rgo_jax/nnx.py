@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import nnx
 
@@ -161,8 +160,7 @@ def _with_hook(
 ) -> jax.Array:
     """Calls Flax's own layer on the layer's parameters, with its linear map replaced.
 
-    Flax keeps the checks and paddings. Casting the kernel moves into the linear map, where its
-    gradient can be projected in the parameter's own dtype.
+    See `rgo_jax._fused.hooks`.
     """
     ours = (hook, "promote_dtype", "preferred_element_type", "mask")
     given = {"out_sharding": (out_sharding, None)}
@@ -175,21 +173,16 @@ def _with_hook(
                 f"{name} is set on rgo_jax.nnx.{base.__name__}({layer.in_features}, "
                 f"{layer.out_features}), which does not support it. Use flax.nnx.{base.__name__}."
             )
-    computed: Any = None
+    promote_dtype, linear_map = _fused.hooks(function, _lent(layer, "bias"))
 
-    def promote_dtype(arrays: Any, *, dtype: Any) -> Any:
-        nonlocal computed
-        inputs, kernel, bias = arrays
-        computed = dtype or jnp.result_type(*(x for x in arrays if x is not None))
-        if bias is not None:
-            bias = _fused.project_gradient(bias, _lent(layer, "bias")).astype(computed)
-        return inputs, kernel, bias
+    def in_a_tuple(arrays: Any, *, dtype: Any) -> Any:
+        return promote_dtype(*arrays, dtype=dtype)
 
-    def linear_map(*args: Any, out_sharding: None = None, **options: Any) -> jax.Array:
+    def without_sharding(*args: Any, out_sharding: None = None, **options: Any) -> jax.Array:
         del out_sharding
-        return function(*args, dtype=computed, **options)
+        return linear_map(*args, **options)
 
-    fields = vars(layer) | {hook: linear_map, "promote_dtype": promote_dtype}
+    fields = vars(layer) | {hook: without_sharding, "promote_dtype": in_a_tuple}
     # Not the layer itself: what is set on it would become part of the model.
     return base.__call__(SimpleNamespace(**fields), inputs)
 
@@ -367,7 +360,8 @@ def consolidate(
     graph, params, rest = nnx.split(model, optimizer.wrt, ...)  # type: ignore[misc]
 
     def output(params: Any, batch: Any) -> jax.Array:
-        return output_fn(nnx.merge(graph, params, rest), batch)
+        # A copy of what else there is: a forward pass may count its steps or draw random numbers.
+        return output_fn(nnx.merge(graph, params, rest, copy=True), batch)
 
     state = _rls.consolidate(
         _arrays(optimizer.opt_state),

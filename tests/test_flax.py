@@ -230,7 +230,123 @@ def test_projected_leaf_by_leaf():
         rgo_jax.scale_by_rgo(projected={"a": 1, "b": 0}).update(params, state)
 
 
+def test_marks_are_looked_through_once_whatever_the_number_of_leaves(monkeypatch):
+    seen = []
+    real = rgo_jax._geometry.unboxed
+    monkeypatch.setattr(rgo_jax._geometry, "unboxed", lambda tree: [seen.append(0), real(tree)][1])
+
+    def count(leaves):
+        params = {str(i): jnp.ones((1, 1)) for i in range(leaves)}
+        tx = rgo_jax.scale_by_rgo(projected=dict.fromkeys(params, True))
+        state = tx.init(params)
+        seen.clear()
+        tx.update(params, state)
+        return len(seen)
+
+    assert count(2) == count(20) > 0
+
+
+def test_stacked_layers_with_projected_by():
+    """Layers under scan and vmap, beside one that keeps averages: each projected once."""
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return nn.relu(rgo_jax.linen.Dense(9, name="dense")(x)), None
+
+    class Stack(nn.Module):
+        @nn.compact
+        def __call__(self, x, handed_on=("params", "projections")):
+            axes = dict.fromkeys(handed_on, 0)
+            lifted = nn.scan(Block, axes, split_rngs={"params": True}, length=3)
+            x, _ = lifted(name="blocks")(x, None)
+            seen = self.variable("averages", "seen", lambda: jnp.zeros(9))
+            if self.is_mutable_collection("averages"):
+                seen.value = jnp.mean(x, axis=0)
+            return nn.Dense(2, name="head")(x)
+
+    x = jax.random.normal(jax.random.key(0), (4, 9))
+    params = Stack().init(jax.random.key(1), x)["params"]
+    own = rgo_jax.linen.projected_by(Stack(), params, x)
+    assert own == {
+        "blocks": {"dense": {"kernel": True, "bias": True}},
+        "head": {"kernel": False, "bias": False},
+    }
+    without = rgo_jax.linen.projected_by(Stack(), params, x, handed_on=("params",))
+    assert not any(jax.tree.leaves(without))
+    mapped = nn.vmap(
+        rgo_jax.linen.Dense, {"params": 0, "projections": 0}, split_rngs={"params": True}
+    )(5)
+    stacked = mapped.init(jax.random.key(0), x[None])["params"]
+    assert rgo_jax.linen.projected_by(mapped, stacked, x[None]) == {"kernel": True, "bias": True}
+
+    fan_in = {"blocks": {"dense": rgo_jax.FanIn(blocks=3)}}
+    fan_in["blocks"]["dense"] = {
+        "kernel": rgo_jax.FanIn(blocks=3),
+        "bias": rgo_jax.FanIn(num_axes=1, blocks=3),
+    }
+    tx = rgo_jax.scale_by_rgo(fan_in=fan_in)
+    state = rgo_jax.rls_update(tx.init(params), params)
+
+    def grads(**collections):
+        variables = {"params": params, "averages": {"seen": jnp.zeros(9)}} | collections
+        return jax.grad(
+            lambda params: jnp.sum(Stack().apply(variables | {"params": params}, x) ** 2)
+        )(params)
+
+    expected, _ = tx.update(grads(), state)
+    fused = grads(projections=rgo_jax.linen.projections(state))
+    updates, _ = rgo_jax.scale_by_rgo(fan_in=fan_in, projected=own).update(fused, state)
+    chex.assert_trees_all_close(updates, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_projected_gradients_are_refused_in_consolidation():
+    x, y = batches(0)
+    model = rgo_jax.linen.Dense(3)
+    params = model.init(jax.random.key(0), x[0])["params"]
+    state = rgo_jax.rgo(0.1, projected=True).init(params)
+
+    def grad_fn(batch, **collections):
+        def output(params):
+            logits = model.apply({"params": params} | collections, batch[0])
+            return rgo_jax.curvature_output(logits, batch[1])
+
+        return jax.grad(output)(params)
+
+    handed = rgo_jax.linen.projections(state)
+    with pytest.raises(ValueError, match="handed its projection inside consolidate"):
+        rgo_jax.consolidate(state, lambda batch: grad_fn(batch, projections=handed), (x, y))
+    folded = rgo_jax.consolidate(state, grad_fn, (x, y))  # and after the error it works again
+    assert float(jnp.trace(folded[0].projection["kernel"])) < 6
+    grad_fn((x[0], y[0]), projections=handed)
+
+
+def test_captured_intermediates_are_the_outputs():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 5, 3))
+    for layer in (
+        rgo_jax.linen.Dense(4, bias_init=nn.initializers.ones),
+        rgo_jax.linen.Conv(4, (3, 3), bias_init=nn.initializers.ones),
+    ):
+        variables = layer.init(jax.random.key(1), x)
+        y, kept = layer.apply(variables, x, capture_intermediates=True)
+        for captured in kept["intermediates"]["__call__"]:
+            np.testing.assert_array_equal(captured, y)
+
+
+def test_empty_batch():
+    model = rgo_jax.linen.Dense(9)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 6)))["params"]
+    handed = rgo_jax.linen.projections(rgo_jax.scale_by_rgo().init(params))
+    grads = jax.grad(
+        lambda p: model.apply({"params": p, "projections": handed}, jnp.zeros((0, 6))).sum()
+    )(params)
+    chex.assert_trees_all_equal(grads, jax.tree.map(jnp.zeros_like, params))
+
+
 def test_projections_errors():
+    variables = rgo_jax.linen.Dense(2).init(jax.random.key(0), jnp.ones((1, 3)))
+    with pytest.raises(ValueError, match=r"only key is 'params'.*variables\['params'\]"):
+        rgo_jax.linen.projections(rgo_jax.rgo(0.1, projected=True).init(variables))
     with pytest.raises(ValueError, match="No RgoState"):
         rgo_jax.linen.projections(optax.sgd(0.1).init(jnp.zeros(3)))
     with pytest.raises(TypeError, match="expected nested dicts"):

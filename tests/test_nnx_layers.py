@@ -265,6 +265,33 @@ def test_projecting_inside_projecting_and_consolidating_inside():
             rgo_jax.nnx.consolidate(model, optimizer, output, (x, y))
 
 
+def test_consolidation_of_models_that_count_and_draw():
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.layer = rgo_jax.nnx.Linear(6, 3, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+            self.calls = nnx.Variable(jnp.int32(0))
+
+        def __call__(self, x):
+            self.calls[...] += 1
+            return self.dropout(self.layer(x))
+
+    model = Model(nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, rgo_jax.rgo(0.1), wrt=nnx.Param)
+    data = jnp.ones((5, 4, 6)), jnp.zeros((5, 4), jnp.int32)
+
+    def end_of_task(model, optimizer, data):
+        rgo_jax.nnx.consolidate(
+            model, optimizer, lambda m, b: rgo_jax.curvature_output(m(b[0]), b[1]), data
+        )
+
+    for consolidate in (end_of_task, nnx.jit(end_of_task)):
+        consolidate(model, optimizer, data)
+    assert int(model.calls[...]) == 0  # the model is not changed
+    assert int(optimizer.opt_state[0].num_updates[...]) == 10
+    assert float(jnp.trace(optimizer.opt_state[0].projection["layer"]["kernel"][...])) < 5.9
+
+
 def test_projections_that_do_not_fit_are_refused_or_used_rightly():
     conv = rgo_jax.nnx.Conv(3, 64, (3, 3), use_bias=False, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (1, 5, 5, 3))

@@ -179,6 +179,58 @@ def test_sharding_errors():
         rgo_jax.projection_sharding(state, mesh, "model")
     with pytest.raises(ValueError, match="No RgoState"):
         rgo_jax.projection_sharding((), mesh, "data")
+    explicit = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
+    with pytest.raises(ValueError, match=r"'data' is of type .*Explicit.*axis_types=\(AxisType.Au"):
+        rgo_jax.projection_sharding(state, explicit, "data")
+
+
+def test_fused_layers_in_shard_map_and_on_explicit_meshes():
+    """Fewer rows than features, and more: as the plain layer, on devices that share the batch."""
+    assert run(
+        """
+        import json, flax.linen as nn, jax, jax.numpy as jnp, numpy as np, rgo_jax, rgo_jax.linen
+        from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+        def check(batch):
+            x = jax.random.normal(jax.random.key(0), (batch, 6))
+            ours, theirs = rgo_jax.linen.Dense(20), nn.Dense(20)
+            params = ours.init(jax.random.key(1), x)["params"]
+            tx = rgo_jax.scale_by_rgo()
+            state = rgo_jax.rls_update(tx.init(params), params)
+            handed = {"projections": rgo_jax.linen.projections(state)}
+
+            def grad(model, collections, params, x):
+                def loss(params):
+                    return jnp.sum(jnp.sin(model.apply({"params": params} | collections, x)))
+                return jax.grad(loss)(params)
+
+            expected, _ = tx.update(grad(theirs, {}, params, x), state)
+            everywhere, by_example = PartitionSpec(), PartitionSpec("data")
+            results = []
+            for kind in (AxisType.Auto, AxisType.Explicit):
+                mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,))
+                place = lambda tree, spec: jax.device_put(tree, NamedSharding(mesh, spec))
+                arguments = (*place((params, handed), everywhere), place(x, by_example))
+                function = lambda params, handed, x: grad(ours, handed, params, x)
+                results.append(jax.jit(function)(*arguments))
+                if kind == AxisType.Auto:
+                    specs = (everywhere, everywhere, by_example)
+                    mapped = jax.shard_map(
+                        function, mesh=mesh, in_specs=specs, out_specs=everywhere
+                    )
+                    results.append(mapped(*arguments))
+            for result in results:
+                jax.tree.map(
+                    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+                    jax.device_get(result), jax.device_get(expected),
+                )
+
+        check(16)  # 4 rows a device, for 20 features
+        check(400)
+        print(json.dumps(True))
+        """,
+        devices=4,
+    )
 
 
 def cross_entropy(logits, y):

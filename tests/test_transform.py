@@ -118,9 +118,11 @@ def test_smaller_alpha_protects_more():
 def test_low_precision_parameters_have_a_float32_projection(dtype):
     params = jax.tree.map(lambda p: p.astype(dtype), params_tree())
     tx = rgo_jax.scale_by_rgo()
-    state = rgo_jax.rls_update(tx.init(params), params)
-    assert {p.dtype for p in jax.tree.leaves(state.projection)} == {jnp.dtype("float32")}
-    updates, _ = tx.update(params, state)
+    with jax.numpy_dtype_promotion("strict"):
+        state = rgo_jax.rls_update(tx.init(params), params)
+        assert {p.dtype for p in jax.tree.leaves(state.projection)} == {jnp.dtype("float32")}
+        updates, _ = tx.update(params, state)
+        assert rgo_jax.projection_memory(params) == rgo_jax.projection_memory(params_tree())
     assert {u.dtype for u in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
     p = oracle.projection([np.asarray(params["dense"]["kernel"], np.float32)])
     expected = oracle.modified_gradient(p, np.asarray(params["dense"]["kernel"], np.float32))
@@ -194,6 +196,11 @@ class TestErrors:
             rgo_jax.scale_by_rgo().init({"layer": {"scale": jnp.zeros(())}})
         with pytest.raises(ValueError, match="'scale' has shape"):
             rgo_jax.projection_memory({"scale": jnp.zeros(())})
+
+    @pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0)])
+    def test_leaf_without_numbers(self, shape):
+        with pytest.raises(ValueError, match=r"'w' has shape .*holds no numbers.*optax.masked"):
+            rgo_jax.scale_by_rgo().init({"w": jnp.zeros(shape)})
 
     @pytest.mark.parametrize("dtype", [jnp.int32, jnp.complex64, bool])
     def test_leaf_that_is_not_real_floating_point(self, dtype):
