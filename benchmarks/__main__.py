@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         "--normalize",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="RGO's trace rule; without it later tasks take smaller steps and forget less",
+        help="RGO's trace rule; without it later tasks take smaller steps",
     )
     changes.add_argument(
         "--fel",
@@ -225,7 +225,8 @@ def _jobs(
     """The runs of a benchmark, one for each method.
 
     Raises:
-      ValueError: a run is not possible, or there is an interrupted one.
+      ValueError: a run is not possible, there is an interrupted one, or its result would replace
+        one of other data.
     """
     first, _ = next(iter(configs.values()))
     dataset = data.load(first.dataset, data_dir=arguments.data_dir)
@@ -240,6 +241,7 @@ def _jobs(
             field: value for field, value in changes.items() if value != getattr(preset, field)
         }
         job = Job(method, config, dataset, differing, arguments.seeds, arguments.out, origin)
+        job.check()
         if job.checkpoints().exists() and not arguments.resume:
             raise ValueError(
                 f"{job.checkpoints().folder}: an interrupted run of {method}. Go on with it by "

@@ -220,7 +220,8 @@ def _load_npz(path: Path) -> Dataset:
             f"{path}: x_train has dtype {arrays['x_train'].dtype} and x_test "
             f"{arrays['x_test'].dtype}; expected the same."
         )
-    dataset = Dataset(path.stem, **arrays)
+    # With its suffix, so that it cannot be taken for one of `NAMES`.
+    dataset = Dataset(path.name, **arrays)
     if dataset.superclasses is None:
         return dataset
     return dataset._replace(

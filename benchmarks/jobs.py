@@ -68,7 +68,21 @@ class Job(NamedTuple):
             return None
         found = results.load(self.path)
         same = found.config == json.loads(json.dumps(self.description))
-        return found if same and found.data == self.dataset.fingerprint() else None
+        return found if same else None
+
+    def check(self) -> None:
+        """Finds out whether the result's place is free, or has an earlier one of the same data.
+
+        Raises:
+          ValueError: it has one of other data.
+        """
+        if not self.path.exists():
+            return
+        if not results.may_be_of(results.load(self.path), self.dataset.fingerprint()):
+            raise ValueError(
+                f"{self.path} is the result of other data than {self.config.dataset}, of the same "
+                "name. Choose another --out, or rename the data."
+            )
 
     def run(self, resume: bool, console: Console) -> results.Result:
         """Runs it, from its checkpoint on if it is to resume and has one, and saves the result."""

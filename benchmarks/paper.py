@@ -82,8 +82,7 @@ TABLE_3: dict[Setting, dict[str, Numbers]] = {
 
 def setting(benchmark: str, config: dict[str, Any]) -> Setting:
     """The setting of a result."""
-    # Results from before there was a choice of networks are of the perceptron.
-    return Setting(benchmark, config.get("network", "mlp"), config.get("epochs", 1))
+    return Setting(benchmark, config["network"], config["epochs"])
 
 
 def numbers(benchmark: str, method: str, config: dict[str, Any]) -> Numbers:

@@ -1,4 +1,4 @@
-"""Every number of every experiment, in one place."""
+"""The numbers of every protocol and preset; those of one method are in its own file."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -126,6 +126,13 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "split": {"fel_on_convs": False, "normalize": False, "alpha": 0.1},
         "superclass": {"fel_on_convs": False, "normalize": False, "alpha": 0.1},
     },
+}
+
+# What a field has where it is not told; and so in results from before there was that field.
+DEFAULTS = {
+    field.name: field.default
+    for field in dataclasses.fields(Config)
+    if field.default is not dataclasses.MISSING
 }
 
 BENCHMARKS = tuple(f"{sequence}-{dataset}" for sequence, dataset in _PROTOCOLS)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 import rgo_jax
-from benchmarks import paper
+from benchmarks import paper, presets
 from benchmarks.files import replacing
 from benchmarks.train import Run
 
@@ -33,7 +33,7 @@ class Result(NamedTuple):
       method: a key of `benchmarks.methods.METHODS`.
       preset: a key of `benchmarks.presets.PRESETS`.
       changes: fields of the configuration that differ from the preset's.
-      config: the whole configuration.
+      config: the whole configuration, the fields of a `benchmarks.presets.Config`.
       seeds: one for each entry of ``r``.
       r: ``[num_seeds, num_tasks, num_tasks]``, see `benchmarks.train.Run`.
       losses: ``[num_seeds, num_tasks]``.
@@ -206,6 +206,7 @@ def load(path: Path) -> Result:
             raise ValueError("another format")
         content["r"] = np.array(content["r"], float)
         content["losses"] = np.array(content["losses"], float)
+        content["config"] = presets.DEFAULTS | content["config"]
         if content.get("train") is not None:
             content["train"] = np.array(content["train"], float)
         return Result(**content)
@@ -218,7 +219,8 @@ def load(path: Path) -> Result:
 
 def load_all(folder: Path) -> list[Result]:
     """All results below a folder, in the order of their paths."""
-    return [load(path) for path in sorted(folder.glob("*/*.json"))]
+    # Not what a kill has left behind of `replacing`, whose names begin with a dot.
+    return [load(path) for path in sorted(folder.glob("*/[!.]*.json"))]
 
 
 def merged(results: Sequence[Result]) -> list[Result]:
@@ -241,9 +243,15 @@ def merged(results: Sequence[Result]) -> list[Result]:
     return [group[0] if len(group) == 1 else _joined(group) for group in groups]
 
 
+def may_be_of(result: Result, data: str | None) -> bool:
+    """Whether a result is of the data with this fingerprint, as far as is known."""
+    return None in (result.data, data) or result.data == data
+
+
 def _same_but_for_seeds(one: Result, other: Result) -> bool:
-    names = ("benchmark", "method", "preset", "changes", "config", "data")
-    return all(getattr(one, name) == getattr(other, name) for name in names)
+    names = ("benchmark", "method", "preset", "changes", "config")
+    same = all(getattr(one, name) == getattr(other, name) for name in names)
+    return same and may_be_of(one, other.data)
 
 
 def _joined(parts: Sequence[Result]) -> Result:

@@ -60,7 +60,7 @@ def test_killed_run_goes_on_with_the_same_numbers(tmp_path, capsys):
     assert not list(killed.glob("*/*.checkpoint"))
 
 
-def test_resume_neither_hides_an_unfinished_run_nor_takes_other_data_for_its_own(tmp_path, capsys):
+def test_results_of_other_data_stay_and_resume_does_not_hide_an_unfinished_run(tmp_path, capsys):
     def write_data(seed):
         rng = np.random.default_rng(seed)
         arrays = {f"y_{s}": np.arange(200) % 2 for s in ("train", "test")}
@@ -72,14 +72,17 @@ def test_resume_neither_hides_an_unfinished_run_nor_takes_other_data_for_its_own
     write_data(0)
     assert cli.main(run) == 0
     (first,) = results.load_all(tmp_path / "out")
+    finished = tmp_path / "out" / "permuted-mine.npz" / first.file_name
+    before = finished.read_bytes()
     write_data(1)
-    assert cli.main([*run, "--resume"]) == 0
-    (second,) = results.load_all(tmp_path / "out")
-    assert not np.array_equal(first.losses, second.losses)
+    for again in (run, [*run, "--resume"]):
+        assert cli.main(again) == 2
+        assert "is the result of other data" in capsys.readouterr().err
+    assert finished.read_bytes() == before
 
     # A later run of the same that was killed is gone on with, whatever finished before.
-    unfinished = tmp_path / "out" / "permuted-mine" / second.file_name
-    Checkpoints(unfinished.with_suffix(".checkpoint"), {"head": "x"}, ORIGIN).save(progress(1, 0.5))
+    write_data(0)
+    Checkpoints(finished.with_suffix(".checkpoint"), {"head": "x"}, ORIGIN).save(progress(1, 0.5))
     assert cli.main([*run, "--resume"]) == 2
     assert "a checkpoint of another run" in capsys.readouterr().err
 

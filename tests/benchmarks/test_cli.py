@@ -73,6 +73,19 @@ def test_only_seeds_of_one_experiment_are_put_together(folder):
         assert len(results.merged([rgo, other])) == 2
 
 
+def test_results_of_an_earlier_version_are_taken_for_what_they_are(folder, tmp_path):
+    rgo, _ = results.load_all(folder)
+    earlier = {"normalize": True, "fel_on_convs": True, "fel": None}
+    assert earlier.items() <= rgo.config.items()
+    shortened = {k: v for k, v in rgo.config.items() if k not in earlier}
+    path = results.save(rgo._replace(config=shortened, data=None, seeds=[2, 3]), tmp_path)
+    # What a kill in the middle of writing leaves behind.
+    (path.parent / ".rgo.4242.json").write_text("{")
+    (old,) = results.load_all(tmp_path)
+    assert old.config == rgo.config
+    assert [found.seeds for found in results.merged([rgo, old])] == [[0, 1, 2, 3]]
+
+
 def test_fel_is_told_by_the_results(tmp_path):
     argv = ["permuted-digits", "--methods", "sgd", "--fel", *QUICK, "--out", str(tmp_path)]
     assert cli.main(argv) == 0
@@ -227,7 +240,7 @@ def test_own_data(tmp_path, capsys):
     argv = ["--data", str(tmp_path / "mine.npz"), "--num-tasks", "2", "--seeds", "1"]
     assert cli.main([*argv, "--methods", "rgo", "--out", str(out)]) == 0
     (result,) = results.load_all(out)
-    assert result.benchmark == "permuted-mine"
+    assert result.benchmark == "permuted-mine.npz"
     assert result.acc[0] > 95
     assert str(tmp_path) not in json.dumps(result.config)
 

@@ -54,7 +54,7 @@ def test_npz(tmp_path, dtype):
     given["x_train"] = given["x_train"][..., None]  # one channel is the same as none
     np.savez(tmp_path / "mine.npz", **given)
     loaded = data.load(str(tmp_path / "mine.npz"))
-    assert loaded.name == "mine"
+    assert loaded.name == "mine.npz"
     assert loaded.x_train.dtype == (np.uint8 if dtype == np.uint8 else np.float32)
     np.testing.assert_allclose(loaded.x_train, given["x_train"][..., 0], rtol=1e-6)
     np.testing.assert_array_equal(loaded.y_test, given["y_test"])
