@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs everything that benchmarks/results holds, and writes its tables and figures anew.
-# Takes hours on a CPU. Needs MNIST and CIFAR-100: see the README on TFDS_DATA_DIR.
+# Takes more than a day on two CPU cores. Needs MNIST and CIFAR-100: see the README on TFDS_DATA_DIR.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mnist=(permuted-mnist rotated-mnist)
@@ -20,11 +20,14 @@ for head in shared per_task; do
   python -m benchmarks "${mnist[@]}" --methods "$baselines,sgd" --head "$head" --fel "${out[@]}"
 done
 # Colour images, with LeNet-5: 20 epochs, and Table 1's 2000 steps with the baselines too.
-python -m benchmarks "${colour[@]}" --methods rgo,rgo-2,sgd,stl --seeds 3 "${out[@]}"
-python -m benchmarks "${colour[@]}" --methods rgo --seeds 3 --preset recommended "${out[@]}"
+for seeds in 1 1-2; do
+  python -m benchmarks "${colour[@]}" --methods rgo,rgo-2,sgd,stl --seeds "$seeds" "${out[@]}"
+  python -m benchmarks "${colour[@]}" --methods rgo --seeds "$seeds" --preset recommended "${out[@]}"
+done
 python -m benchmarks split-cifar100 --methods "rgo,$baselines,sgd,stl" --epochs 8 --seeds 1 "${out[@]}"
 python -m benchmarks permuted-digits rotated-digits --methods rgo,rgo-2,sgd,stl "${out[@]}"
 python -m benchmarks report benchmarks/results
+python -m benchmarks.perf --out benchmarks/results/perf-cpu.md
 
 # What the preset "recommended" was chosen on: held-out training data, never the test data.
 validation=(--methods rgo --seeds 2 --validation --out benchmarks/results/validation)
@@ -33,6 +36,10 @@ for rate in 0.1 0.2 0.3; do
     python -m benchmarks "${mnist[@]}" --head "$head" --schedule cosine --learning-rate "$rate" \
       "${validation[@]}"
   done
+done
+for rate in 0.1 0.2; do
+  python -m benchmarks "${mnist[@]}" --head frozen --schedule constant --learning-rate "$rate" \
+    "${validation[@]}"
 done
 for alpha in 0.3 3; do
   python -m benchmarks "${mnist[@]}" --preset recommended --alpha "$alpha" "${validation[@]}"
