@@ -175,7 +175,7 @@ def test_report_sets_the_papers_numbers_beside_ours():
         method="rgo",
         preset="paper",
         changes={"head": "frozen"},
-        config={"head": "frozen"},
+        config={"network": "mlp", "epochs": 1, "head": "frozen"},
         seeds=[0, 1],
         r=r,
         losses=np.zeros((2, 3)),
