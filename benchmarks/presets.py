@@ -121,8 +121,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "permuted": {"head": "frozen", "schedule": "cosine", "learning_rate": 0.2},
         "rotated": {"head": "frozen", "schedule": "cosine", "learning_rate": 0.2},
         # Swept with LeNet-5 only. Tasks have the same kind of images, and filters learned in one
-        # serve the next. In twenty epochs the loss comes near zero and with it the curvature that
-        # alpha is compared with: hence less than 1, which is better with four epochs.
+        # serve the next. Of alpha 0.1 is better than 1 with twenty epochs, 1 with four.
         "split": {"fel_on_convs": False, "normalize": False, "alpha": 0.1},
         "superclass": {"fel_on_convs": False, "normalize": False, "alpha": 0.1},
     },
