@@ -121,7 +121,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "permuted": {"head": "frozen", "schedule": "cosine", "learning_rate": 0.2},
         "rotated": {"head": "frozen", "schedule": "cosine", "learning_rate": 0.2},
         # Swept with LeNet-5 only. Tasks have the same kind of images, and filters learned in one
-        # serve the next. Of alpha 0.1 is better than 1 with twenty epochs, 1 with four.
+        # serve the next. An alpha of 0.1 is better than 1 with twenty
+        # epochs, and worse with four.
         "split": {"fel_on_convs": False, "normalize": False, "alpha": 0.1},
         "superclass": {"fel_on_convs": False, "normalize": False, "alpha": 0.1},
     },

@@ -233,9 +233,8 @@ def merged(results: Sequence[Result]) -> list[Result]:
     # The largest first: a single seed that is tried beside a whole result does not get in its way.
     for result in sorted(results, key=lambda result: (-len(result.seeds), result.seeds)):
         for group in groups:
-            if _same_but_for_seeds(group[0], result) and all(
-                set(other.seeds).isdisjoint(result.seeds) for other in group
-            ):
+            # Each of them: one whose data are unknown goes with any, but those may not go together.
+            if all(_may_join(other, result) for other in group):
                 group.append(result)
                 break
         else:
@@ -248,10 +247,10 @@ def may_be_of(result: Result, data: str | None) -> bool:
     return None in (result.data, data) or result.data == data
 
 
-def _same_but_for_seeds(one: Result, other: Result) -> bool:
+def _may_join(one: Result, other: Result) -> bool:
     names = ("benchmark", "method", "preset", "changes", "config")
     same = all(getattr(one, name) == getattr(other, name) for name in names)
-    return same and may_be_of(one, other.data)
+    return same and may_be_of(one, other.data) and set(one.seeds).isdisjoint(other.seeds)
 
 
 def _joined(parts: Sequence[Result]) -> Result:

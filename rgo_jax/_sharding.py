@@ -47,11 +47,12 @@ def projection_sharding(opt_state: optax.OptState, mesh: Mesh, axis: str) -> Any
     if axis not in mesh.shape:
         names = ", ".join(repr(name) for name in mesh.shape)
         raise ValueError(f"axis is {axis!r}, but the mesh has the axes {names}.")
-    if mesh.axis_types[mesh.axis_names.index(axis)] != AxisType.Auto:
+    axis_type = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))[axis]
+    if axis_type != AxisType.Auto:
         raise ValueError(
-            f"The mesh axis {axis!r} is of type {mesh.axis_types[mesh.axis_names.index(axis)]}, "
-            "under which the sharding of each product has to be spelled out. Make the mesh with "
-            "jax.make_mesh(..., axis_types=(AxisType.Auto,) * axes)."
+            f"The mesh axis {axis!r} is of type {axis_type}, under which the sharding of each "
+            "product has to be spelled out. Make the mesh with jax.make_mesh(..., "
+            "axis_types=(AxisType.Auto,) * axes)."
         )
     replicated: Any = NamedSharding(mesh, PartitionSpec())
 

@@ -68,7 +68,8 @@ class Dense(nn.Dense):
 
     Tell the optimizer not to project again: ``rgo_jax.rgo(0.1, projected=True)`` where all layers
     under RGO are of this kind, or ``projected=projected_by(model, params, x)`` where some are.
-    Leave the collection out in `rgo_jax.consolidate`, which needs plain gradients and refuses it.
+    Leave the collection out where gradients are for `rgo_jax.rls_update` or `rgo_jax.consolidate`:
+    they need plain ones, and the latter refuses others.
 
     Flax's lifted transforms hand on only the collections they are told of: `flax.linen.scan` needs
     ``variable_axes={"params": 0, "projections": 0}``. Without, the layers do not project, which

@@ -131,6 +131,37 @@ def test_low_precision_parameters_have_a_float32_projection(dtype):
     )
 
 
+def test_projected_leaf_by_leaf():
+    params = {"a": jnp.ones((3, 2)), "b": jnp.ones((3, 2))}
+    tx = rgo_jax.scale_by_rgo()
+    state = rgo_jax.rls_update(tx.init(params), params)
+    all_by_transform, _ = tx.update(params, state)
+    mixed, _ = rgo_jax.scale_by_rgo(projected={"a": True, "b": False}).update(params, state)
+    np.testing.assert_array_equal(mixed["a"], params["a"])
+    np.testing.assert_array_equal(mixed["b"], all_by_transform["b"])
+    assert np.abs(mixed["b"] - params["b"]).max() > 0.1
+    with pytest.raises(ValueError, match=r"projected has None for 'b'.*It has 'a'"):
+        rgo_jax.scale_by_rgo(projected={"a": True}).update(params, state)
+    with pytest.raises(ValueError, match="projected has 1 for 'a'"):
+        rgo_jax.scale_by_rgo(projected={"a": 1, "b": 0}).update(params, state)
+
+
+def test_marks_are_looked_through_once_whatever_the_number_of_leaves(monkeypatch):
+    seen = []
+    real = rgo_jax._geometry.unboxed
+    monkeypatch.setattr(rgo_jax._geometry, "unboxed", lambda tree: [seen.append(0), real(tree)][1])
+
+    def count(leaves):
+        params = {str(i): jnp.ones((1, 1)) for i in range(leaves)}
+        tx = rgo_jax.scale_by_rgo(projected=dict.fromkeys(params, True))
+        state = tx.init(params)
+        seen.clear()
+        tx.update(params, state)
+        return len(seen)
+
+    assert count(2) == count(20) > 0
+
+
 def test_works_under_jit_vmap_and_scan_alike():
     tx = rgo_jax.rgo(0.1)
     grads = jax.random.normal(jax.random.key(3), (4, 5, 3))

@@ -84,6 +84,13 @@ def test_results_of_an_earlier_version_are_taken_for_what_they_are(folder, tmp_p
     (old,) = results.load_all(tmp_path)
     assert old.config == rgo.config
     assert [found.seeds for found in results.merged([rgo, old])] == [[0, 1, 2, 3]]
+    # Of unknown data, it brings none of different data together.
+    parts = [
+        old._replace(seeds=[0, 1]),
+        rgo._replace(seeds=[2, 3]),
+        rgo._replace(data="other examples", seeds=[4, 5]),
+    ]
+    assert [found.seeds for found in results.merged(parts)] == [[0, 1, 2, 3], [4, 5]]
 
 
 def test_fel_is_told_by_the_results(tmp_path):
