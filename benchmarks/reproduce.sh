@@ -64,4 +64,10 @@ for epochs in 4 20; do
 done
 # And the learning rate that falls within a task.
 python -m benchmarks "${validation[@]}" --preset recommended
+# Whether LOS suffers from its rate there.
+for method in sgd "los --learning-rate 0.1" los; do
+  # shellcheck disable=SC2086  # a method and its rate are two words
+  python -m benchmarks split-cifar100 --epochs 2 --seeds 1 --validation --methods $method \
+    --out benchmarks/results/validation
+done
 python -m benchmarks report benchmarks/results/validation

@@ -105,6 +105,41 @@ def test_what_the_head_gets_lies_in_the_subspace(narrow, network, width):
     np.testing.assert_allclose(whole, features, atol=1e-5 * float(features.max()))
 
 
+@pytest.mark.parametrize("network", ["mlp-100", "lenet-5"])
+def test_subspaces_part_what_a_shared_head_joins_and_heads_per_task_have_parted(network):
+    """The same examples as two tasks: are their gradients in the last hidden layer the same?"""
+    shape = (8, 8, 3) if network == "lenet-5" else (192,)
+    layer = "Dense_1"
+
+    def cosine(head, hyper=None):
+        problem = problem_of(network, shape, head=head)
+        params = problem.init(jax.random.key(0))
+        width = params[layer]["kernel"].shape[1]
+        bases = los.task_bases(jax.random.key(1), width, TASKS, hyper) if hyper else None
+
+        x, y = examples(10, shape)
+
+        def gradient(task_id):
+            subspace = bases if bases is None else los.of_task(bases, TASKS, jnp.int32(task_id))
+
+            def loss(params):
+                outputs = problem.logits(params, x, jnp.int32(task_id), subspace=subspace)
+                return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs, y))
+
+            return np.ravel(jax.jit(jax.grad(loss))(params)[layer]["kernel"])
+
+        one, other = gradient(0), gradient(1)
+        assert min(np.linalg.norm(one), np.linalg.norm(other)) > 1e-4
+        return one @ other / (np.linalg.norm(one) * np.linalg.norm(other))
+
+    random = los.Los(rank=20, random=True)
+    found = {head: (cosine(head), cosine(head, random)) for head in ("shared", "per_task")}
+    np.testing.assert_allclose(found["shared"][0], 1, rtol=1e-5)
+    assert max(map(abs, (found["shared"][1], *found["per_task"]))) < 0.3
+    # Along the axes they have no unit in common.
+    assert cosine("shared", los.Los(rank=20)) == 0
+
+
 def stiefel(d, m, seed=0):
     rng = np.random.default_rng(seed)
     wide = np.linalg.qr(rng.normal(size=(max(d, m), min(d, m))))[0]
