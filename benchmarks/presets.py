@@ -121,7 +121,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "permuted": {"head": "frozen", "schedule": "cosine", "learning_rate": 0.2},
         "rotated": {"head": "frozen", "schedule": "cosine", "learning_rate": 0.2},
         # Swept with LeNet-5 only. Tasks have the same kind of images, and filters learned in one
-        # serve the next. An alpha of 0.1 is better than 1 with twenty epochs, and worse with four; a
+        # serve the next. An alpha of 0.1 is better than 1 with twenty epochs, worse with four; a
         # rate that falls from 0.1 along a cosine learns a little more and forgets more than that.
         "split": {"fel_on_convs": False, "normalize": False, "alpha": 0.1},
         "superclass": {"fel_on_convs": False, "normalize": False, "alpha": 0.1},

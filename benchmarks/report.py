@@ -49,7 +49,7 @@ the whole accuracy matrix R of every seed. ACC is the mean accuracy over all tas
 the last one, BWT the mean change since a task was learned, both in percent, mean ± standard
 deviation over seeds. *paper* is [arXiv 2201.12522](https://arxiv.org/abs/2201.12522), *diff* ours
 minus the paper's. Minutes are wall time of all seeds together, compilation included. *Kept* is
-what one seed keeps from one task for the next, beside the network and whatever the number of tasks.
+what one seed keeps from one task for the next, beside the network, with room for all of its tasks.
 RGO-2 is RGO without feature encoding layers; STL trains a model for each task alone.
 """
 

@@ -1,5 +1,6 @@
 """The paper's Tables 1 to 3 with ours beside, and what the networks weigh: as markup."""
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -9,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import rgo_jax
-from benchmarks import markup, paper
-from benchmarks.methods import METHODS
+from benchmarks import experiment, markup, paper, presets
+from benchmarks.data import Dataset
+from benchmarks.methods import METHODS, MethodSpec
 from benchmarks.models import ARCHITECTURES
 from benchmarks.presets import PRESETS
 from benchmarks.results import Result, spread
@@ -56,6 +58,14 @@ _NETWORKS = """
 With a head of five classes for each of 20 tasks (mlp and mlp-100: one head of ten). P is what RGO
 keeps beside the parameters, in float32, whatever the number of tasks.
 """
+_MEMORY = """
+## What is kept of the past
+
+MiB that a method keeps from one task for the next, beside the network, with room for so many tasks:
+on Permuted MNIST with one head. RGO's is the same for any number; where LOS has more tasks, each
+has fewer dimensions.
+"""
+_NUMBERS_OF_TASKS = (10, 20, 40)
 
 
 def papers_tables(results: Sequence[Result]) -> str:
@@ -77,6 +87,8 @@ def papers_tables(results: Sequence[Result]) -> str:
         *markup.table((*_COLUMNS, "train", "gap", *_ORIGIN), table_3),
         _NETWORKS,
         *markup.table(("network", "input", "parameters", "MiB", "MiB of P"), _networks()),
+        _MEMORY,
+        *markup.table(("method", *(f"{n} tasks" for n in _NUMBERS_OF_TASKS)), _memory()),
     ]
     return "\n".join(lines) + "\n"
 
@@ -234,3 +246,16 @@ def _networks() -> list[list[str]]:
             ]
         )
     return rows
+
+
+@functools.cache  # traces every method
+def _memory() -> list[list[str]]:
+    # Only shapes matter.
+    images, labels = np.zeros((10, 28, 28), np.uint8), np.arange(10, dtype=np.int32)
+    dataset = Dataset("mnist", images, labels, images, labels)
+    configs = [presets.config("permuted-mnist", num_tasks=n) for n in _NUMBERS_OF_TASKS]
+
+    def mib(config: presets.Config, spec: MethodSpec) -> str:
+        return f"{experiment.memory_bytes(config, spec, dataset) / 2**20:.2f}"
+
+    return [[spec.label, *(mib(config, spec) for config in configs)] for spec in METHODS.values()]

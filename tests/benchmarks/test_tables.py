@@ -50,6 +50,23 @@ def test_what_the_paper_has_and_we_have_not_is_told():
     assert len(rows(section(text, "Table 2"), "RGO", "not yet run")) == 2
 
 
+def test_memory_of_rgo_is_the_same_for_any_number_of_tasks():
+    text = section(tables.papers_tables([]), "What is kept of the past")
+    found = {}
+    for label in (spec.label for spec in METHODS.values()):
+        ((_, *cells),) = rows(text, label)
+        found[label] = [float(cell) for cell in cells]
+    # Each layer's P: its kernel's and its bias's.
+    layers = [(784, 256), (256, 256), (256, 10)]
+    mib = 4 * sum(d**2 + m**2 for d, m in layers) / 2**20
+    np.testing.assert_allclose(found["RGO"], [mib] * 3, atol=0.005)
+    for method in ("A-GEM", "ER-Ring"):
+        first = found[method][0]
+        np.testing.assert_allclose(found[method], [first, 2 * first, 4 * first], atol=0.03)
+    # A model for each task but one is beside the network.
+    np.testing.assert_allclose(found["STL"], found["STL"][0] / 9 * np.array([9, 19, 39]), rtol=0.01)
+
+
 def test_ours_stands_beside_the_papers():
     (row,) = rows(section(tables.papers_tables(RESULTS), "Table 3"), "RGO", "lenet-5")
     assert row == [
