@@ -22,10 +22,15 @@ done
 # Colour images, with LeNet-5: 20 epochs, and Table 1's 2000 steps with the baselines too.
 for seeds in 1 1-2; do
   python -m benchmarks "${colour[@]}" --methods rgo,rgo-2,sgd,stl --seeds "$seeds" "${out[@]}"
-  python -m benchmarks "${colour[@]}" --methods rgo --seeds "$seeds" --preset recommended "${out[@]}"
+  python -m benchmarks "${colour[@]}" --methods rgo,stl --seeds "$seeds" --preset recommended \
+    "${out[@]}"
 done
 python -m benchmarks split-cifar100 --methods "rgo,$baselines,sgd,stl" --epochs 8 --seeds 1 "${out[@]}"
-python -m benchmarks split-cifar100 --methods rgo --preset recommended --epochs 8 --seeds 1 "${out[@]}"
+constant=(--preset recommended --schedule constant --learning-rate 0.03)
+for epochs in 8 20; do
+  python -m benchmarks split-cifar100 --methods rgo --epochs "$epochs" --seeds 1 "${constant[@]}" \
+    "${out[@]}"
+done
 python -m benchmarks permuted-digits rotated-digits --methods rgo,rgo-2,sgd,stl "${out[@]}"
 python -m benchmarks report benchmarks/results
 python -m benchmarks.perf --out benchmarks/results/perf-cpu.md
@@ -54,10 +59,13 @@ done
 python -m benchmarks "${validation[@]}" --epochs 4
 python -m benchmarks "${validation[@]}" --epochs 4 --no-fel-on-convs
 for epochs in 4 20; do
-  python -m benchmarks "${validation[@]}" --epochs "$epochs" --preset recommended
-  python -m benchmarks "${validation[@]}" --epochs "$epochs" --preset recommended --alpha 1
+  python -m benchmarks "${validation[@]}" --epochs "$epochs" "${constant[@]}"
+  python -m benchmarks "${validation[@]}" --epochs "$epochs" "${constant[@]}" --alpha 1
 done
-python -m benchmarks "${validation[@]}" --preset recommended --schedule cosine --learning-rate 0.1
+python -m benchmarks "${validation[@]}" --preset recommended
+# A second seed of the last two rates.
+python -m benchmarks "${validation[@]}" "${constant[@]}" --seeds 1-1
+python -m benchmarks "${validation[@]}" --preset recommended --seeds 1-1
 # Whether LOS suffers from its rate there.
 for method in sgd "los --learning-rate 0.1" los; do
   # shellcheck disable=SC2086  # a method and its rate are two words
