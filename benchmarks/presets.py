@@ -111,7 +111,8 @@ _PROTOCOLS: dict[tuple[str, str], dict[str, Any]] = {
 _OWN_DATA = {"permuted": _LOS, "rotated": _LOS, "split": _CIFAR, "superclass": _CIFAR}
 
 # Swept with LeNet-5 only. Tasks have the same kind of images, and filters learned in one serve the
-# next. An alpha of 0.1 is better than 1 with twenty epochs, and worse with four.
+# next. An alpha of 0.1 is better than 1 with twenty epochs, and worse with four. The rate is ahead
+# of a constant 0.03 by little, on two seeds.
 _RECOMMENDED_IMAGES: dict[str, Any] = {
     "fel_on_convs": False,
     "normalize": False,
@@ -158,7 +159,7 @@ def config(
       benchmark: one of `BENCHMARKS`; or, with ``data``, a key of `SEQUENCES`.
       preset: a key of `PRESETS`.
       data: the path of an ``.npz`` file to make tasks of.
-      learning_rates: the method's own, by dataset, in place of the protocol's.
+      learning_rates: the method's own, by dataset, in place of the protocol's and the preset's.
       **changes: fields of `Config` that override all else; None leaves a field as it is.
 
     Returns:
@@ -179,7 +180,7 @@ def config(
     given = {name: value for name, value in changes.items() if value is not None}
     own = {"learning_rate": learning_rates[dataset]} if dataset in learning_rates else {}
     values = {"sequence": sequence, "dataset": dataset, "preset": preset}
-    resolved = Config(**(values | protocol | own | named | given))
+    resolved = Config(**(values | protocol | named | own | given))
     _check_known("network", resolved.network, tuple(ARCHITECTURES))
     _check_known("head", resolved.head, tuple(HEADS))
     _check_known("schedule", resolved.schedule, SCHEDULES)

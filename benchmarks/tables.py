@@ -1,4 +1,4 @@
-"""The paper's Tables 1 to 3 with ours beside, and what the networks weigh: as markup."""
+"""The paper's Tables 1 to 3 with ours beside, and what networks and methods weigh: as markup."""
 
 import functools
 import math
@@ -14,7 +14,6 @@ from benchmarks import experiment, markup, paper, presets
 from benchmarks.data import Dataset
 from benchmarks.methods import METHODS, MethodSpec
 from benchmarks.models import ARCHITECTURES
-from benchmarks.presets import PRESETS
 from benchmarks.results import Result, spread
 
 _NOT_RUN = "not yet run"
@@ -121,7 +120,7 @@ def _rows(
     rows = []
     for setting, methods in table.items():
         for method in [*methods, *(name for name in METHODS if name not in methods)]:
-            for preset in PRESETS:
+            for preset in presets.PRESETS:
                 result = _find(results, setting, method, preset)
                 if result is not None or (method in methods and preset == "paper"):
                     numbers = methods.get(method, (None, None))
@@ -182,7 +181,7 @@ def _table_2(results: Sequence[Result]) -> list[list[str]]:
     rows = []
     for setting, theirs in paper.TABLE_2.items():
         for method in [name for name, spec in METHODS.items() if not spec.single_task]:
-            for preset in PRESETS:
+            for preset in presets.PRESETS:
                 ours = _find(results, setting, method, preset)
                 is_papers = (method, preset) == ("rgo", "paper")
                 if ours is None and not is_papers:
@@ -210,7 +209,7 @@ def _gains(results: Sequence[Result], ours: Result) -> np.ndarray:
         return all(result.config.get(name) == ours.config.get(name) for name in names)
 
     candidates = [result for result in results if trained_alike(result)]
-    alone = [_find(candidates, ours.setting, "stl", preset) for preset in PRESETS]
+    alone = [_find(candidates, ours.setting, "stl", preset) for preset in presets.PRESETS]
     acc = {
         seed: value
         for result in alone

@@ -116,7 +116,6 @@ def test_subspaces_part_what_a_shared_head_joins_and_heads_per_task_have_parted(
         params = problem.init(jax.random.key(0))
         width = params[layer]["kernel"].shape[1]
         bases = los.task_bases(jax.random.key(1), width, TASKS, hyper) if hyper else None
-
         x, y = examples(10, shape)
 
         def gradient(task_id):
@@ -292,6 +291,10 @@ def test_defaults_are_the_authors():
         ("split-mini-imagenet", 0.2),
     ):
         assert presets.config(benchmark, learning_rates=own).learning_rate == rate
+        # It is more particular than a preset's, which is RGO's.
+        assert presets.config(benchmark, "recommended", learning_rates=own).learning_rate == (
+            0.2 if benchmark == "permuted-mnist" else rate
+        )
         # The user's wins.
         config = presets.config(benchmark, learning_rates=own, learning_rate=0.03)
         assert config.learning_rate == 0.03
