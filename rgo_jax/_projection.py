@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
 
+from rgo_jax._lapack import in_turn_on_cpu
+
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -166,8 +168,7 @@ def block_update(
         # measured; with alpha = 1 and blocks of 128 they matter for vectors more than 60 long.
         rounding = jnp.maximum(16 * jnp.sum(v**2), 4 * jnp.sum(jnp.diagonal(gram))) * _eps(v)
         ridge = jnp.maximum(alpha, rounding) * jnp.eye(block_size, dtype=p.dtype)
-        chol = jnp.linalg.cholesky(ridge + (gram + gram.T) / 2)
-        w = solve_triangular(chol, vp, lower=True)
+        w = _whitened(ridge + (gram + gram.T) / 2, vp)
         return p - jnp.matmul(w.T, w, precision=_HIGHEST), None
 
     folded, _ = jax.lax.scan(fold, projection, padded.reshape(num_blocks, block_size, d))
@@ -176,8 +177,19 @@ def block_update(
     return (folded + folded.T) / 2
 
 
+@in_turn_on_cpu
+def _whitened(gram: jax.Array, rows: jax.Array) -> jax.Array:
+    """``L^-1 rows``, where ``L L' = gram``."""
+    return solve_triangular(jnp.linalg.cholesky(gram), rows, lower=True)
+
+
 def eigenvalues(projection: jax.Array) -> jax.Array:
     """All ``d`` eigenvalues, ascending."""
     if projection.ndim == 1:
         return jnp.sort(projection)
-    return jnp.sort(jnp.linalg.eigvalsh(projection).ravel())
+    if projection.ndim == 3:
+        return jnp.sort(jax.vmap(_eigenvalues)(projection).ravel())
+    return _eigenvalues(projection)
+
+
+_eigenvalues = in_turn_on_cpu(jnp.linalg.eigvalsh)

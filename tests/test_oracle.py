@@ -1,14 +1,22 @@
 """The projections and the modified gradients against float64."""
 
+from functools import partial
+
 import hypothesis
 import jax
 import jax.numpy as jnp
+import jax.test_util
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
 import rgo_jax
 from tests import oracle
+
+# The first under jax 0.8 and later.
+enable_x64 = (
+    partial(jax.enable_x64, True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+)
 
 SHAPES = {"vector": (7,), "dense": (12, 5), "conv": (3, 3, 4, 6), "column": (9, 1), "row": (1, 9)}
 
@@ -49,6 +57,42 @@ def test_projection_and_modified_gradient(name, alpha, fold):
     assert after is state
     if name != "row":  # with d = 1 the trace rule leaves nothing to modify
         assert np.abs(modified - gradient).max() > 0.1
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_many_seeds_and_layers_at_once(blocks):
+    """Batched calls of LAPACK for several layers at once wait for ever on a CPU of few cores."""
+    seeds, layers, d = 8, 12, 96
+    params = {f"layer_{i}": jnp.zeros((d, 4)) for i in range(layers)}
+    fan_in = dict.fromkeys(params, rgo_jax.FanIn(blocks=blocks))
+    state = rgo_jax.scale_by_rgo(fan_in=fan_in).init(params)
+
+    def fold(key):
+        def grad_fn(key):
+            keys = jax.random.split(key, layers)
+            return {
+                name: jax.random.normal(key, leaf.shape)
+                for key, (name, leaf) in zip(keys, params.items(), strict=True)
+            }
+
+        return rgo_jax.consolidate(state, grad_fn, jax.random.split(key, 40)).projection
+
+    keys = jax.random.split(jax.random.key(0), seeds)
+    together = jax.jit(jax.vmap(fold))(keys)
+    in_turn = jax.jit(lambda keys: jax.lax.map(fold, keys))(keys)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=3e-6), together, in_turn)
+
+
+def test_derivative_in_alpha_and_gradients():
+    with enable_x64():
+        grads = jax.random.normal(jax.random.key(0), (7, 5, 3), jnp.float64)
+        state = rgo_jax.scale_by_rgo().init({"w": jnp.zeros((5, 3), jnp.float64)})
+
+        def projection(grads, alpha):
+            return fold_together(state, grads, alpha, block_size=4).projection["w"]
+
+        jax.test_util.check_grads(projection, (grads, 1.0), order=2)
 
 
 def test_two_tasks_accumulate():
@@ -158,7 +202,7 @@ def test_large_gradients_leave_the_projection_definite(size, noise, together):
 
 
 def test_float64_parameters_keep_a_float64_projection():
-    with jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64():
+    with enable_x64():
         grads = np.random.default_rng(0).normal(size=(30, 6, 2))
         state = rgo_jax.scale_by_rgo().init({"w": jnp.zeros((6, 2))})
         folded = fold_together(state, grads, 1.0).projection["w"]

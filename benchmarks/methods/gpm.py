@@ -17,6 +17,7 @@ import optax
 from benchmarks.methods.base import Method, Problem
 from benchmarks.methods.layers import layer_inputs, projecting_method
 from benchmarks.tasks import Task
+from rgo_jax._lapack import in_turn_on_cpu
 
 # Stands in for a zero that would be divided by: layers can be dead.
 _TINY = float(np.finfo(np.float32).tiny)
@@ -25,6 +26,8 @@ _TINY = float(np.finfo(np.float32).tiny)
 _ROUNDING = 1e-10
 
 _matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+_triangle = in_turn_on_cpu(partial(jnp.linalg.qr, mode="r"))
+_svd = in_turn_on_cpu(partial(jnp.linalg.svd, full_matrices=False))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,10 +168,10 @@ def _extended(
     rows = inputs.reshape(-1, d)
     if len(rows) > d:
         # The same singular values and vectors, in fewer rows.
-        rows = jnp.linalg.qr(rows, mode="r")
+        rows = _triangle(rows)
     within = _matmul(rows, bases)
     rest = rows - _matmul(within, bases.T)
-    _, lengths, vectors = jnp.linalg.svd(rest, full_matrices=False)
+    _, lengths, vectors = _svd(rest)
     # Rounding leaves a little of the old bases in the shorter vectors.
     vectors -= _matmul(_matmul(vectors, bases), bases.T)
 

@@ -16,6 +16,7 @@ from benchmarks.methods.base import Batch, Method, Problem, nothing_to_end
 from benchmarks.methods.replay import Ring, empty_ring, remembering
 from benchmarks.methods.stiefel import stiefel_sgd
 from benchmarks.tasks import Task
+from rgo_jax._lapack import in_turn_on_cpu
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +146,7 @@ def task_bases(key: jax.Array, width: int, num_tasks: int, hyper: Los) -> jax.Ar
         )
     columns = jnp.eye(width)
     if hyper.random:
-        columns, _ = jnp.linalg.qr(jax.random.normal(key, (width, width)))
+        columns, _ = in_turn_on_cpu(jnp.linalg.qr)(jax.random.normal(key, (width, width)))
     return columns[:, : num_tasks * rank]
 
 

@@ -21,6 +21,7 @@ from benchmarks.methods.layers import (
     projecting_method,
 )
 from benchmarks.tasks import Task
+from rgo_jax._lapack import in_turn_on_cpu
 
 _matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
@@ -103,6 +104,7 @@ def _symmetric(memory: Any) -> Any:
     return jax.tree.map(lambda p: (p + p.T) / 2, memory)
 
 
+@in_turn_on_cpu
 def rls(projection: jax.Array, vectors: jax.Array, alpha: jax.typing.ArrayLike) -> jax.Array:
     """Recursive least squares: ``P - P V' (alpha I + V P V')^-1 V P``.
 

@@ -8,7 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rgo_jax._lapack import in_turn_on_cpu
+
 _matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+_qr = in_turn_on_cpu(jnp.linalg.qr)
 
 
 class StiefelState(NamedTuple):
@@ -128,5 +131,5 @@ def _low_rank_factors(matrix: jax.Array, rank: int) -> tuple[jax.Array, jax.Arra
     """``[d, rank]`` and ``[rank, m]``, whose product is a matrix of no higher rank."""
     # So many random combinations of its columns span them all.
     mixing = jax.random.normal(jax.random.key(0), (matrix.shape[1], rank))
-    columns, _ = jnp.linalg.qr(_matmul(matrix, mixing))
+    columns, _ = _qr(_matmul(matrix, mixing))
     return columns, _matmul(columns.T, matrix)
