@@ -17,7 +17,8 @@ def in_turn_on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
       function: of arrays, by position; calls LAPACK.
 
     Returns:
-      The same function. Its derivatives are computed as if it had not been through here.
+      The same function. Its derivatives are computed as if it had not been through here, so under
+      `jax.vmap` on a CPU they can still wait.
     """
 
     @jax.custom_jvp

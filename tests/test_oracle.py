@@ -76,7 +76,9 @@ def test_many_seeds_and_layers_at_once(blocks):
                 for key, (name, leaf) in zip(keys, params.items(), strict=True)
             }
 
-        return rgo_jax.consolidate(state, grad_fn, jax.random.split(key, 40)).projection
+        folded = rgo_jax.consolidate(state, grad_fn, jax.random.split(key, 40))
+        stats = rgo_jax.projection_stats(folded)
+        return folded.projection, {name: layer.min_eigenvalue for name, layer in stats.items()}
 
     keys = jax.random.split(jax.random.key(0), seeds)
     together = jax.jit(jax.vmap(fold))(keys)
