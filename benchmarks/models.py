@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from benchmarks.initializers import orthogonal
 from rgo_jax.linen import Conv, Dense, FeatureEncoding
 
 HEADS = {
@@ -17,7 +18,6 @@ HEADS = {
     "per_task": "a head for each task",
 }
 
-_kernel_init = nn.initializers.orthogonal()
 _bias_init = nn.initializers.constant(0.1)
 _he_init = nn.initializers.he_normal()
 
@@ -39,13 +39,13 @@ class Head(nn.Module):
     def __call__(self, x: jax.Array, task_id: jax.Array) -> jax.Array:
         """Logits ``[b, num_classes]`` of features ``x [b, features]``."""
         if self.policy == "shared":
-            return Dense(self.num_classes, kernel_init=_kernel_init, bias_init=_bias_init)(x)
+            return Dense(self.num_classes, kernel_init=orthogonal, bias_init=_bias_init)(x)
         # Trained in one task only, such a head has nothing to protect and no projection.
         heads = self.num_tasks if self.policy == "per_task" else 1
         shape = (x.shape[-1], self.num_classes)
 
         def init_kernels(key: jax.Array) -> jax.Array:
-            return jax.vmap(lambda key: _kernel_init(key, shape))(jax.random.split(key, heads))
+            return jax.vmap(lambda key: orthogonal(key, shape))(jax.random.split(key, heads))
 
         kernels = self.param("kernels", init_kernels)
         biases = self.param("biases", _bias_init, (heads, self.num_classes))
@@ -139,12 +139,12 @@ class FeedForward(Network, kw_only=True):
         encode = self.encoder(task_id)
 
         for window, features, pool in self.convs:
-            conv = Conv(features, (window,) * 2, kernel_init=_kernel_init, bias_init=_bias_init)
+            conv = Conv(features, (window,) * 2, kernel_init=orthogonal, bias_init=_bias_init)
             x = nn.relu(conv(encode(x)))
             x = max_pool(x) if pool else x
         x = x.reshape(len(x), -1)
         for width in self.hidden:
-            x = nn.relu(Dense(width, kernel_init=_kernel_init, bias_init=_bias_init)(encode(x)))
+            x = nn.relu(Dense(width, kernel_init=orthogonal, bias_init=_bias_init)(encode(x)))
         return self.classify(x, encode, task_id)
 
 

@@ -7,11 +7,11 @@ RGO paper.
 import dataclasses
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
+from benchmarks.initializers import orthogonal
 from benchmarks.methods.base import Batch, Method, Problem, nothing_to_end
 from benchmarks.methods.replay import Ring, empty_ring, remembering
 from benchmarks.methods.stiefel import stiefel_sgd
@@ -174,7 +174,7 @@ def _orthogonal(params: Any, key: jax.Array) -> Any:
     chosen = jax.tree.leaves(_is_on_manifold(params))
     keys = jax.random.split(key, len(leaves))
     drawn = [
-        nn.initializers.orthogonal()(own_key, leaf.shape) if on_manifold else leaf
+        orthogonal(own_key, leaf.shape) if on_manifold else leaf
         for own_key, leaf, on_manifold in zip(keys, leaves, chosen, strict=True)
     ]
     return jax.tree.unflatten(treedef, drawn)

@@ -1,5 +1,6 @@
 """All methods alike: what they keep, that they forget less than SGD, with FEL and under vmap."""
 
+import re
 from types import SimpleNamespace
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 import rgo_jax
 from benchmarks import experiment, train
 from benchmarks.methods import METHODS
+from benchmarks.programs import compile_programs
 from tests.benchmarks.problems import two_tasks
 
 
@@ -77,6 +79,19 @@ def test_without_the_trace_rule_later_tasks_are_learned_more_slowly(digits):
     (first, second), (same_first, slower_second) = (run.losses[0] for run in runs)
     assert same_first == pytest.approx(first, rel=1e-4)
     assert slower_second > 1.02 * second
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_seeds_under_vmap_call_lapack_in_turn_on_a_cpu(digits, monkeypatch, method):
+    """Batched calls for several layers at once can wait for ever there; here none is run."""
+    config, spec, lowered = two_tasks(head="per_task"), METHODS[method], []
+    one_seed = experiment.functions(config, spec, digits)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self: lowered.append(self.as_text()))
+    compile_programs(one_seed, config, digits, range(2))
+    calls = re.findall("@lapack_.*", "\n".join(lowered))
+    assert any("geqrf" in call for call in calls)
+    assert [call for call in calls if re.search(r"tensor<\d+x\d+x\d+x", call)] == []
 
 
 @pytest.mark.slow
