@@ -19,7 +19,8 @@ for head in shared per_task; do
   python -m benchmarks "${mnist[@]}" --methods "$baselines" --head "$head" "${out[@]}"
   python -m benchmarks "${mnist[@]}" --methods "$baselines,sgd" --head "$head" --fel "${out[@]}"
 done
-# Colour images, with LeNet-5: 20 epochs, a seed at a time, and Table 1's 2000 steps with the baselines too.
+# Colour images, with LeNet-5: 20 epochs, a seed at a time, and Table 1's 2000 steps with the
+# baselines too.
 for seeds in 1 1-1 2-2; do
   python -m benchmarks "${colour[@]}" --methods rgo,rgo-2,sgd,stl --seeds "$seeds" "${out[@]}"
   python -m benchmarks "${colour[@]}" --methods rgo,stl --seeds "$seeds" --preset recommended \
