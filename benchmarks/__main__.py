@@ -101,6 +101,16 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="go on with the same command's interrupted runs; skip its finished ones",
     )
+    parser.add_argument(
+        "--checkpoint-every",
+        metavar="N",
+        type=int,
+        default=1,
+        help=(
+            "how many tasks a kill may undo (default: %(default)s); with wide networks and many "
+            "seeds a checkpoint is gigabytes"
+        ),
+    )
     changes = parser.add_argument_group("changes to the preset")
     changes.add_argument("--network", help=f"one of {', '.join(ARCHITECTURES)}")
     changes.add_argument(
@@ -154,6 +164,10 @@ def _parser() -> argparse.ArgumentParser:
 def _run(argv: list[str], console: Console) -> int:
     arguments = _parser().parse_args(argv)
     arguments.seeds = _seeds(arguments.seeds)
+    if arguments.checkpoint_every < 1:
+        raise ValueError(
+            f"--checkpoint-every is {arguments.checkpoint_every}; expected 1 task or more."
+        )
     methods = arguments.methods.split(",")
     for method in methods:
         if method not in METHODS:
@@ -240,7 +254,16 @@ def _jobs(
         differing = {
             field: value for field, value in changes.items() if value != getattr(preset, field)
         }
-        job = Job(method, config, dataset, differing, arguments.seeds, arguments.out, origin)
+        job = Job(
+            method,
+            config,
+            dataset,
+            differing,
+            arguments.seeds,
+            arguments.out,
+            origin,
+            arguments.checkpoint_every,
+        )
         job.check()
         if job.checkpoints().exists() and not arguments.resume:
             raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+import rgo_jax.linen
 from benchmarks import methods, tasks
 from benchmarks.data import Dataset
 from benchmarks.methods import Method, MethodSpec, Problem
@@ -155,7 +156,7 @@ def make_problem(
         projections: Any = None,
         subspace: jax.Array | None = None,
     ) -> jax.Array:
-        variables = {"params": params}
+        variables = {"params": params, "encodings": encodings}
         if projections is not None:
             variables["projections"] = projections
         if subspace is not None:
@@ -170,8 +171,16 @@ def make_problem(
         return params | {"head": head}
 
     blank = jnp.zeros((1, *sequence.input_shape))
+
+    def init(key: jax.Array) -> Any:
+        return network.init(key, blank, jnp.int32(0))["params"]
+
+    # Before any scan: on a GPU XLA would permute anew in each step.
+    encodings = rgo_jax.linen.encodings(
+        network, jax.eval_shape(init, fel_key), config.num_tasks, blank, jnp.int32(0)
+    )
     return Problem(
-        init=lambda key: network.init(key, blank, jnp.int32(0))["params"],
+        init=init,
         logits=logits,
         protected=lambda params: {
             name: name != "head" or network.head == "shared" for name in params

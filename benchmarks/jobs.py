@@ -26,6 +26,7 @@ class Job(NamedTuple):
       seeds: which.
       out: the folder for results.
       origin: of what is measured now, a `benchmarks.results.provenance`.
+      checkpoint_every: so many tasks.
     """
 
     method: str
@@ -35,6 +36,7 @@ class Job(NamedTuple):
     seeds: range
     out: Path
     origin: dict[str, Any]
+    checkpoint_every: int = 1
 
     @property
     def benchmark(self) -> str:
@@ -101,7 +103,7 @@ class Job(NamedTuple):
                 spec,
                 self.dataset,
                 self.seeds,
-                _Display(progress, " ".join(title), self.config.num_tasks, checkpoints),
+                _Display(progress, " ".join(title), self, checkpoints),
                 checkpoints.restore if resume and checkpoints.exists() else None,
             )
         kept = experiment.memory_bytes(self.config, spec, self.dataset)
@@ -123,12 +125,12 @@ class Job(NamedTuple):
 
 
 class _Display(train.Observer):
-    """Shows how far a run is, and writes a checkpoint after each task but the last."""
+    """Shows how far a run is, and writes checkpoints, but none after the last task."""
 
-    def __init__(
-        self, progress: Progress, title: str, num_tasks: int, checkpoints: Checkpoints
-    ) -> None:
+    def __init__(self, progress: Progress, title: str, job: Job, checkpoints: Checkpoints) -> None:
+        num_tasks = job.config.num_tasks
         self._progress, self._num_tasks, self._checkpoints = progress, num_tasks, checkpoints
+        self._every = job.checkpoint_every
         self._bar = progress.add_task(title, total=num_tasks, status="compiling")
         self._accuracy = ""
 
@@ -139,7 +141,7 @@ class _Display(train.Observer):
         done = progress.tasks_done
         self._accuracy = f" ACC {100 * np.nanmean(progress.r[:, done - 1]):.2f}"
         self._show(done, f"task {done}/{self._num_tasks}")
-        if done < self._num_tasks:
+        if done < self._num_tasks and done % self._every == 0:
             self._checkpoints.save(progress)
 
     def _show(self, completed: float, status: str) -> None:

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -154,8 +155,9 @@ def collect(
 
 def provenance(command: str) -> dict[str, Any]:
     """Where numbers measured now come from."""
+    flags = os.environ.get("XLA_FLAGS")
     return {
-        "command": command,
+        "command": f"XLA_FLAGS={shlex.quote(flags)} {command}" if flags else command,
         "commit": _commit(),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _PACKAGES},

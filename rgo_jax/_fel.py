@@ -56,8 +56,10 @@ def fel_encode(
 ) -> jax.Array:
     """Permutes the features of ``x`` for a task. No parameters; linear; a bijection.
 
-    The permutation depends on nothing that changes from step to step, so inside a `jax.lax.scan`
-    over the steps of a task XLA computes it once.
+    The permutation depends on nothing that changes from step to step. Inside a `jax.lax.scan` over
+    the steps of a task XLA computes it once on a CPU, but again in each step on a GPU: a sort for
+    each layer. There, permute with a `fel_permutation` that was computed before the scan; for
+    Linen modules `rgo_jax.linen.encodings` does so.
 
     Args:
       x: array with the features on ``axis``; any dtype.
@@ -78,4 +80,9 @@ def fel_encode(
       Feature encoding layer, section 4.4. https://arxiv.org/abs/2201.12522
     """
     permutation = fel_permutation(task_id, x.shape[axis], seed=seed, layer=layer)
+    return permute(x, permutation, axis)
+
+
+def permute(x: jax.Array, permutation: jax.Array, axis: int) -> jax.Array:
+    """``x`` with what is at ``permutation[i]`` moved to ``i`` on ``axis``."""
     return jnp.take(x, permutation, axis=axis, unique_indices=True, mode="clip")

@@ -25,8 +25,10 @@ from rgo_jax import _geometry, _projection
 # Whether what is being traced are the gradients that a projection is made of.
 _in_curvature_pass = contextvars.ContextVar("in_curvature_pass", default=False)
 
-# Patches of a convolution beyond this many bytes are not worth their memory.
+# Patches of a convolution beyond this many bytes are not worth their memory; where there is no
+# projection to save work for, on these platforms only and up to these many.
 _MAX_PATCH_BYTES = 2**28
+_MAX_PLAIN_PATCH_BYTES = {"cpu": 2**28, "gpu": 2**25}
 
 
 @contextlib.contextmanager
@@ -196,9 +198,10 @@ def conv(
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated` whose gradient in ``kernel`` is projected.
 
-    As patches and a matrix product where the projection is cheaper that way; and on CPUs, where
-    XLA runs the backward pass of a convolution inside a loop on one thread, many times slower than
-    the product.
+    As patches and a matrix product where the projection is cheaper that way; on CPUs, where XLA
+    runs the backward pass of a convolution inside a loop on one thread, many times slower than the
+    product; and for small batches on GPUs, where under `jax.vmap` over models a convolution becomes
+    one of many groups, and the product a batched one.
 
     Args:
       x: ``[b, *spatial, cin]``.
@@ -229,8 +232,9 @@ def conv(
         ).shape
         rows = math.prod(patch_shape[:-1])
         factored = projection is not None and rows < kernel.shape[-1]
-        small = math.prod(patch_shape) * x.dtype.itemsize <= _MAX_PATCH_BYTES
-        if small and (factored or jax.default_backend() == "cpu"):
+        plain_bytes = _MAX_PLAIN_PATCH_BYTES.get(jax.default_backend(), 0)
+        max_bytes = _MAX_PATCH_BYTES if factored else plain_bytes
+        if math.prod(patch_shape) * x.dtype.itemsize <= max_bytes:
             patches = _patches(x, window, window_strides, padding, rhs_dilation)
             matrix = kernel.reshape(-1, kernel.shape[-1])
             return dot(patches, matrix, projection, dtype=dtype, precision=precision)

@@ -8,16 +8,20 @@ from typing import Any
 import flax
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import optax
 
 from rgo_jax import _fel, _fused, _geometry, _state
 
 _COLLECTION = "projections"
+_ENCODINGS = "encodings"
 
-# Where `projected_by` writes down which parameters are asked for a projection. Not a collection of
-# variables: Flax's lifted transforms hand on only those they are told of.
-_asked: contextvars.ContextVar[set[tuple[str, ...]] | None] = contextvars.ContextVar(
-    "asked", default=None
+# Where layers write down what they are called with while `_recorded` traces a model: under the path
+# of a parameter that is handed a projection True, under that of a `FeatureEncoding` the layer and
+# how many features it permutes. Not a collection of variables: Flax's lifted transforms hand on
+# only those they are told of.
+_record: contextvars.ContextVar[dict[tuple[str, ...], Any] | None] = contextvars.ContextVar(
+    "record", default=None
 )
 
 
@@ -55,6 +59,21 @@ class FeatureEncoding(nn.Module):
 
     def __call__(self, x: jax.Array, task_id: jax.typing.ArrayLike) -> jax.Array:
         """Permutes ``x`` along the feature axis for ``task_id``, an integer that may be traced."""
+        n = x.shape[self.axis]
+        # Without a scope the layer is called by itself, outside a model.
+        if self.scope is not None:
+            record = _record.get()
+            if record is not None:
+                record[self.path] = self, n
+            if self.has_variable(_ENCODINGS, "permutations"):
+                table: jax.Array = self.get_variable(_ENCODINGS, "permutations")
+                if table.ndim != 2 or table.shape[1] != n:
+                    raise ValueError(
+                        f"{'/'.join(self.path)}: the collection {_ENCODINGS!r} has permutations of "
+                        f"shape {table.shape}, but the layer is called with {n} features; expected "
+                        f"[num_tasks, {n}]. Make it with rgo_jax.linen.encodings of this model."
+                    )
+                return _fel.permute(x, table[task_id], self.axis)
         return _fel.fel_encode(x, task_id, seed=self.seed, layer=self.layer, axis=self.axis)
 
 
@@ -162,9 +181,9 @@ def _handed(module: nn.Module, name: str) -> jax.Array | None:
     """The projection that was handed to a module for one of its parameters."""
     if not module.has_variable(_COLLECTION, name):
         return None
-    asked = _asked.get()
-    if asked is not None:
-        asked.add((*module.path, name))
+    record = _record.get()
+    if record is not None:
+        record[*module.path, name] = True
     _fused.check_not_in_curvature_pass()
     projection: jax.Array = module.get_variable(_COLLECTION, name)
     return projection
@@ -265,6 +284,69 @@ def projected_by(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> A
       {'layers_0': {'bias': True, 'kernel': True}, 'layers_1': {'kernel': False}}
     """
 
+    asked = _recorded(module, params, args, kwargs)
+
+    def names(path: _geometry.Path) -> tuple[str, ...]:
+        return tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+
+    return _geometry.map_with_path(lambda path, _: names(path) in asked, params)
+
+
+def encodings(
+    module: nn.Module, params: Any, num_tasks: int, *args: Any, **kwargs: Any
+) -> dict[str, Any]:
+    """The variable collection ``"encodings"``: the permutations of all tasks, for scans on a GPU.
+
+    A `FeatureEncoding` draws its permutation when it is called, which takes a sort. Inside a
+    `jax.lax.scan` over the steps of a task XLA does so once on a CPU, but in each step on a GPU.
+    Applied with this collection, computed before the scan, the layers look their permutations up
+    instead; the model's outputs are the same.
+
+    Args:
+      module: the model.
+      params: the model's ``params``; their shapes will do.
+      num_tasks: how many tasks there are at most. With the collection a ``task_id`` is from 0 to
+        ``num_tasks - 1``; this is not checked.
+      *args: arguments of one call of the model.
+      **kwargs: as ``args``.
+
+    Returns:
+      Nested dicts with int32 ``[num_tasks, n]`` for each `FeatureEncoding` of n features.
+
+    Raises:
+      ValueError: ``num_tasks`` below 1.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, rgo_jax.linen
+      >>> model, x = rgo_jax.linen.FeatureEncoding(), jnp.arange(5)
+      >>> encodings = rgo_jax.linen.encodings(model, {}, 4, x, 0)
+      >>> encodings["permutations"].shape
+      (4, 5)
+      >>> print(model.apply({"encodings": encodings}, x, 3), model.apply({}, x, 3))
+      [3 1 2 0 4] [3 1 2 0 4]
+    """
+    if num_tasks < 1:
+        raise ValueError(f"num_tasks is {num_tasks}; expected 1 or more.")
+
+    def table(layer: FeatureEncoding, n: int) -> jax.Array:
+        def permutation(task_id: jax.Array) -> jax.Array:
+            return _fel.fel_permutation(task_id, n, seed=layer.seed, layer=layer.layer)
+
+        return jax.vmap(permutation)(jnp.arange(num_tasks))
+
+    collection: dict[str, Any] = {}
+    for path, recorded in _recorded(module, params, args, kwargs).items():
+        if recorded is not True:
+            node = collection
+            for name in path:
+                node = node.setdefault(name, {})
+            node["permutations"] = table(*recorded)
+    return collection
+
+
+def _recorded(module: nn.Module, params: Any, args: Any, kwargs: Any) -> dict[tuple[str, ...], Any]:
+    """What a model's layers write into `_record` during a forward pass; computes nothing."""
+
     def forward(params: Any) -> Any:
         # The forward pass never looks at a projection, so each parameter stands for its own. Other
         # collections, such as the averages of batch normalisation, come into being where missing.
@@ -272,17 +354,13 @@ def projected_by(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> A
         mutable = flax.core.DenyList(("params", _COLLECTION))
         return module.apply(variables, *args, **kwargs, mutable=mutable)
 
-    asked: set[tuple[str, ...]] = set()
-    token = _asked.set(asked)
+    record: dict[tuple[str, ...], Any] = {}
+    token = _record.set(record)
     try:
         jax.eval_shape(forward, params)
     finally:
-        _asked.reset(token)
-
-    def names(path: _geometry.Path) -> tuple[str, ...]:
-        return tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
-
-    return _geometry.map_with_path(lambda path, _: names(path) in asked, params)
+        _record.reset(token)
+    return record
 
 
 def _nested(leaves: dict[_geometry.Path, Any]) -> dict[str, Any]:

@@ -37,12 +37,12 @@ CONVS = {
     ("name", "backend", "features"),
     [
         *((name, "cpu", 4) for name in CONVS),
-        *((name, "gpu", 4) for name in ("plain", "strides", "groups", "causal", "no batch")),
-        *((name, "gpu", 256) for name in ("plain", "strides", "dilation", "one row", "valid")),
+        *((name, "tpu", 4) for name in ("plain", "strides", "groups", "causal", "no batch")),
+        *((name, "tpu", 256) for name in ("plain", "strides", "dilation", "one row", "valid")),
     ],
 )
 def test_fused_conv(name, backend, features, monkeypatch):
-    """As patches (on a CPU, and where rows are few) and as XLA's convolution (elsewhere)."""
+    """As patches (on a CPU, a GPU, and where rows are few) and as XLA's convolution (elsewhere)."""
     window, options, shape = CONVS[name]
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     x = jax.random.normal(jax.random.key(0), shape)
