@@ -157,7 +157,7 @@ def measure_consolidation(dims: Sequence[int], rounds: int, count: int = 1000) -
 
 
 def measure_convolutions(rounds: int, batch_size: int = 10, steps: int = 3) -> list[Any]:
-    """Forward and backward passes of convolutions, one after the other and inside a scan."""
+    """Forward and backward passes of convolutions, by themselves, in a scan, and of five models."""
     rows = []
     for features, shape in ((50, (16, 16, 20)), (128, (16, 16, 64))):
         x = random_batches(steps, batch_size, shape)[0]
@@ -181,10 +181,22 @@ def measure_convolutions(rounds: int, batch_size: int = 10, steps: int = 3) -> l
 
                 return jax.lax.scan(step, variables, x)[0]
 
-            programs += [compiled(gradient, variables, x[0]), compiled(scanned, variables, x)]
-        times = interleaved(programs, rounds)
-        for name, alone, scan in zip(("flax", "rgo_jax"), times[::2], times[1::2], strict=True):
-            row |= {f"{name} alone ms": 1e3 * alone, f"{name} in a scan ms": 1e3 * scan / steps}
+            models = jax.tree.map(lambda p: jnp.stack([p] * 5), variables)
+            programs += [
+                compiled(gradient, variables, x[0]),
+                compiled(scanned, variables, x),
+                compiled(jax.vmap(gradient, in_axes=(0, None)), models, x[0]),
+            ]
+        milliseconds = [1e3 * seconds for seconds in interleaved(programs, rounds)]
+        for name, (alone, scan, five) in {
+            "flax": milliseconds[:3],
+            "rgo_jax": milliseconds[3:],
+        }.items():
+            row |= {
+                f"{name} alone ms": alone,
+                f"{name} in a scan ms": scan / steps,
+                f"{name} of five models ms": five,
+            }
         rows.append(row)
     return rows
 

@@ -58,8 +58,8 @@ def fel_encode(
 
     The permutation depends on nothing that changes from step to step. Inside a `jax.lax.scan` over
     the steps of a task XLA computes it once on a CPU, but again in each step on a GPU: a sort for
-    each layer. There, permute with a `fel_permutation` that was computed before the scan; for
-    Linen modules `rgo_jax.linen.encodings` does so.
+    each layer. There, permute with a `fel_permutation` that was computed before the scan, as
+    `rgo_jax.linen.encodings` and the ``num_tasks`` of `rgo_jax.nnx.FeatureEncoding` do.
 
     Args:
       x: array with the features on ``axis``; any dtype.
@@ -86,3 +86,20 @@ def fel_encode(
 def permute(x: jax.Array, permutation: jax.Array, axis: int) -> jax.Array:
     """``x`` with what is at ``permutation[i]`` moved to ``i`` on ``axis``."""
     return jnp.take(x, permutation, axis=axis, unique_indices=True, mode="clip")
+
+
+def table(
+    num_tasks: int, n: int, *, seed: jax.typing.ArrayLike, layer: jax.typing.ArrayLike
+) -> jax.Array:
+    """The permutations of tasks 0 to ``num_tasks - 1``, int32 ``[num_tasks, n]``.
+
+    Raises:
+      ValueError: ``num_tasks`` below 1; ``seed`` out of range.
+    """
+    if num_tasks < 1:
+        raise ValueError(f"num_tasks is {num_tasks}; expected 1 or more.")
+
+    def permutation(task_id: jax.Array) -> jax.Array:
+        return fel_permutation(task_id, n, seed=seed, layer=layer)
+
+    return jax.vmap(permutation)(jnp.arange(num_tasks))

@@ -8,7 +8,6 @@ from typing import Any
 import flax
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import optax
 
 from rgo_jax import _fel, _fused, _geometry, _state
@@ -325,22 +324,14 @@ def encodings(
       >>> print(model.apply({"encodings": encodings}, x, 3), model.apply({}, x, 3))
       [3 1 2 0 4] [3 1 2 0 4]
     """
-    if num_tasks < 1:
-        raise ValueError(f"num_tasks is {num_tasks}; expected 1 or more.")
-
-    def table(layer: FeatureEncoding, n: int) -> jax.Array:
-        def permutation(task_id: jax.Array) -> jax.Array:
-            return _fel.fel_permutation(task_id, n, seed=layer.seed, layer=layer.layer)
-
-        return jax.vmap(permutation)(jnp.arange(num_tasks))
-
     collection: dict[str, Any] = {}
     for path, recorded in _recorded(module, params, args, kwargs).items():
         if recorded is not True:
+            layer, n = recorded
             node = collection
             for name in path:
                 node = node.setdefault(name, {})
-            node["permutations"] = table(*recorded)
+            node["permutations"] = _fel.table(num_tasks, n, seed=layer.seed, layer=layer.layer)
     return collection
 
 

@@ -1,5 +1,6 @@
 import hashlib
 
+import flax.linen as nn
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -122,7 +123,7 @@ def test_one_program_serves_all_tasks(compilations):
     assert later.count == 0
 
 
-def test_is_hoisted_out_of_a_scan():
+def test_is_hoisted_out_of_a_scan_on_a_cpu():
     """Inside a scan the permutation is drawn once, not at each step.
 
     Counted in the compiled program: the sort that draws it must not be in the loop's body.
@@ -139,3 +140,113 @@ def test_is_hoisted_out_of_a_scan():
     ]
     assert " sort(" in text
     assert not bodies
+
+
+class Block(nn.Module):
+    seed: jax.Array | int = 0
+
+    @nn.compact
+    def __call__(self, x, task_id):
+        x = nn.tanh(nn.Dense(5)(rgo_jax.linen.FeatureEncoding(3, self.seed)(x, task_id)))
+        images = jnp.broadcast_to(x[:, :, None], (len(x), 5, 2))
+        return rgo_jax.linen.FeatureEncoding(4, self.seed, axis=1, name="rows")(images, task_id)
+
+
+class Net(nn.Module):
+    seed: jax.Array | int = 0
+
+    @nn.compact
+    def __call__(self, x, task_id):
+        x = rgo_jax.linen.FeatureEncoding(seed=self.seed)(x, task_id)
+        return Block(self.seed, name="block")(x, task_id)
+
+
+def test_encodings_are_the_permutations_drawn_before():
+    """The same outputs and gradients for every task, and nothing left to sort in the step."""
+    x = jax.random.normal(jax.random.key(0), (3, 7))
+    params = Net().init(jax.random.key(1), x, 0)["params"]
+
+    def outputs(seed, params, task, collections):
+        return Net(seed).apply({"params": params} | collections, x, task)
+
+    def both(seed):
+        """Seed is traced, as when seeds are mapped over."""
+        encodings = rgo_jax.linen.encodings(Net(seed), params, 4, x, 0)
+        shapes = jax.tree.map(jnp.shape, encodings)
+        assert shapes == {
+            "FeatureEncoding_0": {"permutations": (4, 7)},
+            "block": {
+                "FeatureEncoding_0": {"permutations": (4, 7)},
+                "rows": {"permutations": (4, 5)},
+            },
+        }
+        results = []
+        for collections in ({}, {"encodings": encodings}):
+
+            def loss(params, task, collections=collections):
+                y = outputs(seed, params, task, collections)
+                return jnp.sum(jnp.sin(y * jnp.arange(y.size).reshape(y.shape))), y
+
+            step = jax.vmap(jax.grad(loss, has_aux=True), in_axes=(None, 0))
+            results.append(step(params, jnp.arange(4)))
+        return results
+
+    drawn, looked_up = jax.jit(jax.vmap(both))(jnp.array([0, 5]))
+    jax.tree.map(np.testing.assert_array_equal, drawn, looked_up)
+    assert len(np.unique(np.asarray(drawn[1]), axis=1)) > 1
+
+    encodings = rgo_jax.linen.encodings(Net(), params, 4, x, 0)
+    for collections, sorts in (({}, True), ({"encodings": encodings}, False)):
+        jaxpr = jax.make_jaxpr(lambda task, c=collections: outputs(0, params, task, c))(1)
+        assert (" sort[" in str(jaxpr)) == sorts
+
+
+def test_encodings_of_another_model_are_refused():
+    x = jnp.zeros((3, 7))
+    params = Net().init(jax.random.key(1), x, 0)["params"]
+    encodings = rgo_jax.linen.encodings(Net(), params, 4, x, 0)
+    encodings["block"]["rows"] = {"permutations": jnp.zeros((4, 6), jnp.int32)}
+    with pytest.raises(ValueError, match=r"block/rows: .* \(4, 6\), .* 5 features"):
+        Net().apply({"params": params, "encodings": encodings}, x, 0)
+    with pytest.raises(ValueError, match="num_tasks is 0"):
+        rgo_jax.linen.encodings(Net(), params, 0, x, 0)
+
+
+def test_a_layer_by_itself_needs_no_model():
+    x = jnp.arange(5)
+    layer = rgo_jax.linen.FeatureEncoding()
+    np.testing.assert_array_equal(layer(x, 3), rgo_jax.fel_encode(x, 3))
+
+
+class NnxNet(nnx.Module):
+    def __init__(self, num_tasks=None):
+        features = (num_tasks and 6, num_tasks)
+        self.encode = rgo_jax.nnx.FeatureEncoding(1, 2, -1, *features)
+        self.dense = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
+
+    def __call__(self, x, task_id):
+        return self.dense(self.encode(x, task_id))
+
+
+def test_nnx_draws_before_where_it_is_told_the_number_of_tasks():
+    x = jax.random.normal(jax.random.key(0), (2, 6))
+    drawn, looked_up = (
+        jax.jit(jax.vmap(nnx.merge(*nnx.split(NnxNet(n))), in_axes=(None, 0)))(x, jnp.arange(4))
+        for n in (None, 4)
+    )
+    np.testing.assert_array_equal(drawn, looked_up)
+    for num_tasks, sorts in ((None, True), (4, False)):
+        net = NnxNet(num_tasks)
+        assert (" sort[" in str(jax.make_jaxpr(lambda t, net=net: net(x, t))(1))) == sorts
+    # What is trained, and so the optimizer's state, is the same.
+    optimizer = nnx.Optimizer(NnxNet(4), rgo_jax.rgo(0.1), wrt=nnx.Param)
+    assert sorted(rgo_jax.projection_stats(optimizer.opt_state)) == ["dense/bias", "dense/kernel"]
+
+
+def test_nnx_sizes_that_do_not_fit():
+    with pytest.raises(ValueError, match="num_features is None and num_tasks 3"):
+        rgo_jax.nnx.FeatureEncoding(num_tasks=3)
+    with pytest.raises(ValueError, match="num_tasks is 0"):
+        rgo_jax.nnx.FeatureEncoding(num_features=3, num_tasks=0)
+    with pytest.raises(ValueError, match=r"shape \(2, 5\); expected num_features = 3"):
+        rgo_jax.nnx.FeatureEncoding(num_features=3, num_tasks=2)(jnp.zeros((2, 5)), 0)

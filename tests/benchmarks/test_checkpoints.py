@@ -115,6 +115,16 @@ def test_round_trip(tmp_path):
     assert not checkpoints.exists()
 
 
+def test_checkpoints_may_be_fewer(tmp_path, monkeypatch, capsys):
+    saved = []
+    monkeypatch.setattr(Checkpoints, "save", lambda self, progress: saved.append(progress))
+    run = [*RUN, "--methods", "sgd", "--examples-per-task", "100", "--out", str(tmp_path)]
+    assert cli.main([*run, "--checkpoint-every", "4"]) == 0
+    assert [progress.tasks_done for progress in saved] == [4]
+    assert cli.main([*run, "--checkpoint-every", "0"]) == 2
+    assert "--checkpoint-every is 0" in capsys.readouterr().err
+
+
 def test_a_result_names_all_that_it_was_made_by(tmp_path):
     """Two commits made it, the second of them in two goes."""
     other = ORIGIN | {"commit": "b" * 40}

@@ -33,9 +33,16 @@ def test_writes_json_and_figure(folder, capsys):
     assert content["r"][0][0][1] is None  # not measured: the task lay in the future
     assert content["config"]["num_tasks"] == 2
     assert content["seeds"] == [0, 1]
-    assert content["provenance"]["command"].startswith("python -m benchmarks permuted-digits")
+    assert "python -m benchmarks permuted-digits" in content["provenance"]["command"]
     assert {"jax", "optax", "python"} < set(content["provenance"]["versions"])
     assert content["seconds"]["total"] > 0
+
+
+def test_the_command_tells_flags_of_xla(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    assert results.provenance("python x")["command"] == "python x"
+    monkeypatch.setenv("XLA_FLAGS", "--one=1 --two=2")
+    assert results.provenance("python x")["command"] == "XLA_FLAGS='--one=1 --two=2' python x"
 
 
 def test_seeds_run_apart_are_reported_as_one_result(folder, tmp_path):

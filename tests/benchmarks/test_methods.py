@@ -4,6 +4,7 @@ import re
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -92,6 +93,24 @@ def test_seeds_under_vmap_call_lapack_in_turn_on_a_cpu(digits, monkeypatch, meth
     calls = re.findall("@lapack_.*", "\n".join(lowered))
     assert any("geqrf" in call for call in calls)
     assert [call for call in calls if re.search(r"tensor<\d+x\d+x\d+x", call)] == []
+
+
+@pytest.mark.parametrize("method", ["rgo", "gpm"])
+def test_permutations_are_drawn_before_the_steps(digits, method):
+    """Inside the loop over steps XLA would draw them anew each time on a GPU, with a sort."""
+    one_seed = experiment.functions(two_tasks(fel=True), METHODS[method], digits)
+    zero = jnp.int32(0)
+    data = {name: jnp.asarray(getattr(digits, name)) for name in ("x_train", "y_train")}
+    state = jax.eval_shape(one_seed.init, zero, data)
+    _, epochs = jax.eval_shape(one_seed.start, zero, data, state, zero)
+
+    def steps(state, epochs):
+        return one_seed.steps(1, zero, data, state, epochs, zero, zero)
+
+    equations = jax.make_jaxpr(steps)(state, epochs).eqns
+    (loop,) = [eqn for eqn in equations if eqn.primitive.name == "scan"]
+    assert " sort[" not in str(loop)
+    assert any(" sort[" in str(eqn) for eqn in equations)
 
 
 @pytest.mark.slow
