@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 import rgo_jax.linen
-from benchmarks import methods, tasks
+from benchmarks import tasks
 from benchmarks.data import Dataset
 from benchmarks.methods import Method, MethodSpec, Problem
 from benchmarks.models import ARCHITECTURES, check_input
@@ -198,10 +198,15 @@ def make_problem(
 
 
 def memory_bytes(config: Config, spec: MethodSpec, dataset: Dataset) -> int:
-    """How many bytes the method keeps from one task for the next, for one seed."""
+    """How many bytes a method keeps from one task for the next, for one seed; computes nothing."""
     sequence = tasks.SEQUENCES[config.sequence](dataset, config.num_tasks)
-    problem = make_problem(config, spec, sequence, dataset.name, jax.random.key(0))
-    return methods.memory_bytes(spec.build(problem))
+
+    def kept(key: jax.Array) -> Any:
+        method = spec.build(make_problem(config, spec, sequence, dataset.name, key))
+        return method.memory(method.init(key))
+
+    leaves = jax.tree.leaves(jax.eval_shape(kept, jax.random.key(0)))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
 def fitted(config: Config, dataset: Dataset) -> Config:

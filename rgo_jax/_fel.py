@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def fel_permutation(
@@ -94,12 +95,43 @@ def table(
     """The permutations of tasks 0 to ``num_tasks - 1``, int32 ``[num_tasks, n]``.
 
     Raises:
-      ValueError: ``num_tasks`` below 1; ``seed`` out of range.
+      ValueError: ``num_tasks`` or ``n`` below 1; ``seed`` out of range.
     """
-    if num_tasks < 1:
-        raise ValueError(f"num_tasks is {num_tasks}; expected 1 or more.")
+    if num_tasks < 1 or n < 1:
+        raise ValueError(
+            f"Permutations are asked for of {n} features for {num_tasks} tasks; expected 1 or more "
+            "of both."
+        )
 
     def permutation(task_id: jax.Array) -> jax.Array:
         return fel_permutation(task_id, n, seed=seed, layer=layer)
 
     return jax.vmap(permutation)(jnp.arange(num_tasks))
+
+
+def look_up(
+    x: jax.Array, permutations: jax.Array, task_id: jax.typing.ArrayLike, *, axis: int, name: str
+) -> jax.Array:
+    """`fel_encode` by a `table` that was made before.
+
+    Raises:
+      ValueError: the table is for another number of features; ``task_id`` is no scalar or, as far
+        as is known, not in the table.
+    """
+    table = jnp.asarray(permutations)
+    n = x.shape[axis]
+    if table.ndim != 2 or table.shape[1] != n:
+        raise ValueError(
+            f"{name} is called with {n} features and has permutations of shape {table.shape}; "
+            f"expected [num_tasks, {n}]. A layer that is called with different numbers of features "
+            "or stacked by a lifted transform cannot have a table of its own: leave it out."
+        )
+    if jnp.shape(task_id):
+        raise ValueError(f"task_id has shape {jnp.shape(task_id)}; expected a scalar.")
+    # A traced task_id has no value to look at.
+    if not isinstance(task_id, jax.core.Tracer) and not 0 <= np.asarray(task_id) < len(table):
+        raise ValueError(
+            f"task_id is {task_id}, but {name} has permutations for tasks 0 to {len(table) - 1}. "
+            "Make them for more tasks."
+        )
+    return permute(x, table[task_id], axis)

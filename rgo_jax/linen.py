@@ -8,6 +8,7 @@ from typing import Any
 import flax
 import flax.linen as nn
 import jax
+import numpy as np
 import optax
 
 from rgo_jax import _fel, _fused, _geometry, _state
@@ -15,11 +16,11 @@ from rgo_jax import _fel, _fused, _geometry, _state
 _COLLECTION = "projections"
 _ENCODINGS = "encodings"
 
-# Where layers write down what they are called with while `_recorded` traces a model: under the path
-# of a parameter that is handed a projection True, under that of a `FeatureEncoding` the layer and
-# how many features it permutes. Not a collection of variables: Flax's lifted transforms hand on
+# Where layers write down what they are called with while `_recorded` traces a model, by path: under
+# that of a parameter that is handed a projection True, under that of a `FeatureEncoding` the layer
+# and how many features it permutes. Not a collection of variables: Flax's lifted transforms hand on
 # only those they are told of.
-_record: contextvars.ContextVar[dict[tuple[str, ...], Any] | None] = contextvars.ContextVar(
+_record: contextvars.ContextVar[dict[tuple[str, ...], list[Any]] | None] = contextvars.ContextVar(
     "record", default=None
 )
 
@@ -57,22 +58,25 @@ class FeatureEncoding(nn.Module):
     axis: int = -1
 
     def __call__(self, x: jax.Array, task_id: jax.typing.ArrayLike) -> jax.Array:
-        """Permutes ``x`` along the feature axis for ``task_id``, an integer that may be traced."""
-        n = x.shape[self.axis]
+        """Permutes ``x`` along the feature axis for ``task_id``, an integer that may be traced.
+
+        Raises:
+          ValueError: with the collection of `encodings`: it is for another number of features or
+            for fewer tasks; ``task_id`` is no scalar.
+        """
         # Without a scope the layer is called by itself, outside a model.
         if self.scope is not None:
             record = _record.get()
             if record is not None:
-                record[self.path] = self, n
+                record.setdefault(self.path, []).append((self, x.shape[self.axis]))
             if self.has_variable(_ENCODINGS, "permutations"):
-                table: jax.Array = self.get_variable(_ENCODINGS, "permutations")
-                if table.ndim != 2 or table.shape[1] != n:
-                    raise ValueError(
-                        f"{'/'.join(self.path)}: the collection {_ENCODINGS!r} has permutations of "
-                        f"shape {table.shape}, but the layer is called with {n} features; expected "
-                        f"[num_tasks, {n}]. Make it with rgo_jax.linen.encodings of this model."
-                    )
-                return _fel.permute(x, table[task_id], self.axis)
+                return _fel.look_up(
+                    x,
+                    self.get_variable(_ENCODINGS, "permutations"),
+                    task_id,
+                    axis=self.axis,
+                    name="/".join(self.path),
+                )
         return _fel.fel_encode(x, task_id, seed=self.seed, layer=self.layer, axis=self.axis)
 
 
@@ -182,7 +186,7 @@ def _handed(module: nn.Module, name: str) -> jax.Array | None:
         return None
     record = _record.get()
     if record is not None:
-        record[*module.path, name] = True
+        record.setdefault((*module.path, name), []).append(True)
     _fused.check_not_in_curvature_pass()
     projection: jax.Array = module.get_variable(_COLLECTION, name)
     return projection
@@ -301,11 +305,18 @@ def encodings(
     Applied with this collection, computed before the scan, the layers look their permutations up
     instead; the model's outputs are the same.
 
+    Flax's lifted transforms hand on only the collections they are told of: inside
+    `flax.linen.scan` layers draw their permutations unless it has
+    ``variable_broadcast="encodings"``, inside `flax.linen.vmap` unless it has
+    ``variable_axes={..., "encodings": None}``. A layer whose seed or number is computed inside the
+    model, or which is called with different numbers of features, is left out and draws its
+    permutations as before.
+
     Args:
       module: the model.
       params: the model's ``params``; their shapes will do.
       num_tasks: how many tasks there are at most. With the collection a ``task_id`` is from 0 to
-        ``num_tasks - 1``; this is not checked.
+        ``num_tasks - 1``, which is not checked where it is traced.
       *args: arguments of one call of the model.
       **kwargs: as ``args``.
 
@@ -325,17 +336,34 @@ def encodings(
       [3 1 2 0 4] [3 1 2 0 4]
     """
     collection: dict[str, Any] = {}
-    for path, recorded in _recorded(module, params, args, kwargs).items():
-        if recorded is not True:
-            layer, n = recorded
-            node = collection
-            for name in path:
-                node = node.setdefault(name, {})
-            node["permutations"] = _fel.table(num_tasks, n, seed=layer.seed, layer=layer.layer)
+    for path, calls in _recorded(module, params, args, kwargs).items():
+        if calls[0] is True:
+            continue  # a parameter
+        layer, n = calls[0]
+        if not all(
+            n == other_n and _same(layer.seed, other.seed) and _same(layer.layer, other.layer)
+            for other, other_n in calls
+        ):
+            continue
+        try:
+            table = _fel.table(num_tasks, n, seed=layer.seed, layer=layer.layer)
+        except jax.errors.UnexpectedTracerError:
+            continue  # computed inside the model, which is no longer being traced
+        node = collection
+        for name in path:
+            node = node.setdefault(name, {})
+        node["permutations"] = table
     return collection
 
 
-def _recorded(module: nn.Module, params: Any, args: Any, kwargs: Any) -> dict[tuple[str, ...], Any]:
+def _same(one: jax.typing.ArrayLike, other: jax.typing.ArrayLike) -> bool:
+    traced = isinstance(one, jax.core.Tracer) or isinstance(other, jax.core.Tracer)
+    return one is other or (not traced and bool(np.array_equal(one, other)))
+
+
+def _recorded(
+    module: nn.Module, params: Any, args: Any, kwargs: Any
+) -> dict[tuple[str, ...], list[Any]]:
     """What a model's layers write into `_record` during a forward pass; computes nothing."""
 
     def forward(params: Any) -> Any:
@@ -345,10 +373,14 @@ def _recorded(module: nn.Module, params: Any, args: Any, kwargs: Any) -> dict[tu
         mutable = flax.core.DenyList(("params", _COLLECTION))
         return module.apply(variables, *args, **kwargs, mutable=mutable)
 
-    record: dict[tuple[str, ...], Any] = {}
+    record: dict[tuple[str, ...], list[Any]] = {}
     token = _record.set(record)
     try:
+        # Once for all branches of a `jax.lax.cond`. And once without jit, as a function of its own:
+        # what `flax.linen.jit` has traced before it does not trace again.
         jax.eval_shape(forward, params)
+        with jax.disable_jit():
+            jax.eval_shape(lambda params: forward(params), params)
     finally:
         _record.reset(token)
     return record

@@ -31,11 +31,13 @@ class FeatureEncoding(nnx.Module):
       num_features: of the input; only with ``num_tasks``.
       num_tasks: how many tasks there are at most, to draw their permutations now and keep them in
         an `Encoding` ``[num_tasks, num_features]``. For scans over steps on a GPU, where each call
-        would sort; see `rgo_jax.linen.encodings`. A ``task_id`` is below it then; this is not
-        checked. By default they are drawn in each call.
+        would sort; see `rgo_jax.linen.encodings`. A ``task_id`` is below it then, which is not
+        checked where it is traced. An `Encoding` is no `flax.nnx.Param`: it is not trained, but is
+        part of the model's state. By default permutations are drawn in each call.
 
     Raises:
-      ValueError: one of ``num_features`` and ``num_tasks`` without the other, or below 1.
+      ValueError: one of ``num_features`` and ``num_tasks`` without the other, or below 1; in a call
+        as `rgo_jax.linen.FeatureEncoding`.
 
     Example:
       >>> import jax.numpy as jnp, rgo_jax.nnx
@@ -74,13 +76,9 @@ class FeatureEncoding(nnx.Module):
     def __call__(self, x: jax.Array, task_id: jax.typing.ArrayLike) -> jax.Array:
         """Permutes ``x`` along the feature axis for ``task_id``, an integer that may be traced."""
         if self.permutations is not None:
-            table = self.permutations[...]
-            if table.shape[1] != x.shape[self.axis]:
-                raise ValueError(
-                    f"x has shape {x.shape}; expected num_features = {table.shape[1]} on axis "
-                    f"{self.axis}."
-                )
-            return _fel.permute(x, table[task_id], self.axis)
+            return _fel.look_up(
+                x, self.permutations[...], task_id, axis=self.axis, name="FeatureEncoding"
+            )
         return _fel.fel_encode(x, task_id, seed=self.seed, layer=self.layer, axis=self.axis)
 
 

@@ -74,3 +74,26 @@ def test_fused_conv(name, backend, features, monkeypatch):
         assert np.abs(expected["kernel"] - plain["kernel"]).max() > 0.05
     (unprojected, _), _ = grad(ours, params, x, {})
     chex.assert_trees_all_close(unprojected, plain, **tolerance)
+
+
+@pytest.mark.parametrize(("platform", "largest"), [("cpu", 2**28), ("gpu", 2**25), ("tpu", 0)])
+def test_which_convolutions_are_patches(platform, largest, monkeypatch):
+    """Those whose patches have so many bytes at most; the backward pass as the forward pass."""
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    model = rgo_jax.linen.Conv(1, (4, 4))
+    bytes_of_patches = 4 * 16 * 64 * 64  # of one image of one channel
+
+    def convolutions(batch):
+        x = jax.ShapeDtypeStruct((batch, 64, 64, 1), jnp.float32)
+        params = jax.eval_shape(model.init, jax.random.key(0), x)
+
+        def loss(params, x):
+            return jnp.sum(model.apply(params, x))
+
+        jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(params, x)
+        return str(jaxpr).count("conv_general_dilated[")
+
+    fitting = largest // bytes_of_patches
+    if fitting:
+        assert convolutions(fitting) == 0
+    assert convolutions(fitting + 1) == 3

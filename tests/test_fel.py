@@ -201,15 +201,112 @@ def test_encodings_are_the_permutations_drawn_before():
         assert (" sort[" in str(jaxpr)) == sorts
 
 
-def test_encodings_of_another_model_are_refused():
+def test_encodings_that_do_not_fit():
     x = jnp.zeros((3, 7))
     params = Net().init(jax.random.key(1), x, 0)["params"]
     encodings = rgo_jax.linen.encodings(Net(), params, 4, x, 0)
+
+    def apply(task_id):
+        return Net().apply({"params": params, "encodings": encodings}, x, task_id)
+
+    for task_id in (-1, 4, np.int32(4), jnp.int32(-1)):
+        with pytest.raises(ValueError, match="FeatureEncoding_0 has permutations for tasks 0 to 3"):
+            apply(task_id)
+    with pytest.raises(ValueError, match=r"task_id has shape \(3,\)"):
+        jax.jit(apply)(jnp.arange(3))
     encodings["block"]["rows"] = {"permutations": jnp.zeros((4, 6), jnp.int32)}
-    with pytest.raises(ValueError, match=r"block/rows: .* \(4, 6\), .* 5 features"):
-        Net().apply({"params": params, "encodings": encodings}, x, 0)
-    with pytest.raises(ValueError, match="num_tasks is 0"):
+    with pytest.raises(ValueError, match=r"block/rows is called with 5 features .* \(4, 6\)"):
+        apply(0)
+    with pytest.raises(ValueError, match="for 0 tasks"):
         rgo_jax.linen.encodings(Net(), params, 0, x, 0)
+
+
+def test_encodings_kept_as_numpy_arrays():
+    x = jax.random.normal(jax.random.key(0), (3, 7))
+    variables = Net().init(jax.random.key(1), x, 0)
+    encodings = jax.device_get(rgo_jax.linen.encodings(Net(), variables["params"], 4, x, 0))
+    looked_up = jax.jit(lambda task: Net().apply(variables | {"encodings": encodings}, x, task))(2)
+    np.testing.assert_array_equal(looked_up, Net().apply(variables, x, 2))
+
+
+class Layer(nn.Module):
+    number: jax.Array | int = 1
+    seed: jax.Array | int = 0
+
+    @nn.compact
+    def __call__(self, x, task_id):
+        encode = rgo_jax.linen.FeatureEncoding(self.number, self.seed)
+        return nn.tanh(rgo_jax.linen.Dense(x.shape[-1])(encode(x, task_id)))
+
+
+class Jitted(nn.Module):
+    @nn.compact
+    def __call__(self, x, task_id):
+        for _ in range(2):  # equal modules: the second is not traced
+            x = nn.jit(Layer)()(x, task_id)
+        return x
+
+
+class Computed(nn.Module):
+    """What is numbered, or seeded, inside the model."""
+
+    @nn.compact
+    def __call__(self, x, task_id):
+        x = Layer(seed=jnp.int32(x.shape[0]) + 1, name="seeded")(x, task_id)
+        x = Layer(name="plain")(x, task_id)
+        return Layer(name="plain_too")(x, task_id)
+
+
+class TwoWidths(nn.Module):
+    @nn.compact
+    def __call__(self, x, task_id):
+        encode = rgo_jax.linen.FeatureEncoding()
+        return encode(x, task_id)[:, :4] + encode(x[:, :4], task_id)
+
+
+class Stacked(nn.Module):
+    broadcast: tuple[str, ...]
+    numbered: bool = False
+
+    @nn.compact
+    def __call__(self, x, task_id):
+        def body(layer, x, number):
+            return Layer(number if self.numbered else 1)(x, task_id), None
+
+        stack = nn.scan(
+            body,
+            variable_axes={"params": 0},
+            variable_broadcast=self.broadcast,
+            split_rngs={"params": True},
+        )
+        return stack(self, x, jnp.arange(3))[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "tables"),
+    [
+        (Jitted(), 2),
+        (Computed(), 2),
+        (TwoWidths(), 0),
+        (Stacked(("encodings",)), 1),
+        (Stacked(()), 1),  # there, but not handed on
+        (Stacked(("encodings",), numbered=True), 0),
+    ],
+)
+def test_encodings_change_no_output(model, tables):
+    x = jax.random.normal(jax.random.key(0), (2, 6))
+    variables = model.init(jax.random.key(1), x, 0)
+    for _ in range(2):  # what was traced for the first time is not traced for the second
+        encodings = rgo_jax.linen.encodings(model, variables.get("params", {}), 4, x, 0)
+        assert len(jax.tree.leaves(encodings)) == tables
+    for task in range(4):
+        looked_up = model.apply(variables | {"encodings": encodings}, x, task)
+        np.testing.assert_array_equal(looked_up, model.apply(variables, x, task))
+    if "params" in variables:
+        for _ in range(2):
+            projected = rgo_jax.linen.projected_by(model, variables["params"], x, 0)
+            handed_on = not isinstance(model, Stacked)
+            assert set(jax.tree.leaves(projected)) == {handed_on}
 
 
 def test_a_layer_by_itself_needs_no_model():
@@ -246,7 +343,8 @@ def test_nnx_draws_before_where_it_is_told_the_number_of_tasks():
 def test_nnx_sizes_that_do_not_fit():
     with pytest.raises(ValueError, match="num_features is None and num_tasks 3"):
         rgo_jax.nnx.FeatureEncoding(num_tasks=3)
-    with pytest.raises(ValueError, match="num_tasks is 0"):
-        rgo_jax.nnx.FeatureEncoding(num_features=3, num_tasks=0)
-    with pytest.raises(ValueError, match=r"shape \(2, 5\); expected num_features = 3"):
+    for sizes in ({"num_features": 3, "num_tasks": 0}, {"num_features": 0, "num_tasks": 3}):
+        with pytest.raises(ValueError, match="expected 1 or more of both"):
+            rgo_jax.nnx.FeatureEncoding(**sizes)
+    with pytest.raises(ValueError, match=r"called with 5 features .* shape \(2, 3\)"):
         rgo_jax.nnx.FeatureEncoding(num_features=3, num_tasks=2)(jnp.zeros((2, 5)), 0)

@@ -8,7 +8,6 @@ from benchmarks.methods import ewc, gpm, los, owm, replay, rgo, sgd
 from benchmarks.methods.base import Method as Method
 from benchmarks.methods.base import MethodSpec as MethodSpec
 from benchmarks.methods.base import Problem as Problem
-from benchmarks.methods.base import memory_bytes as memory_bytes
 
 METHODS = {
     "rgo": MethodSpec(rgo.rgo, "RGO", fel=True),

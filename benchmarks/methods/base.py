@@ -66,7 +66,7 @@ class Method(NamedTuple):
         ``task.load`` give one more pass over the task's data.
       logits: ``(state, x, task_id) -> [b, num_classes]``, for evaluation on any task so far.
       memory: ``(state) -> pytree``: what the state keeps from one task for the next beside the
-        network and its optimizer; `memory_bytes` counts it.
+        network and its optimizer; `benchmarks.experiment.memory_bytes` counts it.
     """
 
     init: Callable[[jax.Array], Any]
@@ -153,9 +153,3 @@ def nothing_to_end(state: Any, task: Task) -> Any:
     """The ``end_task`` of a method that has nothing to do there."""
     del task
     return state
-
-
-def memory_bytes(method: Method) -> int:
-    """How many bytes a method keeps from one task for the next; computes nothing."""
-    kept = jax.eval_shape(lambda key: method.memory(method.init(key)), jax.random.key(0))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
