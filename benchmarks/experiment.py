@@ -175,10 +175,13 @@ def make_problem(
     def init(key: jax.Array) -> Any:
         return network.init(key, blank, jnp.int32(0))["params"]
 
-    # Before any scan: on a GPU XLA would permute anew in each step.
-    encodings = rgo_jax.linen.encodings(
-        network, jax.eval_shape(init, fel_key), config.num_tasks, blank, jnp.int32(0)
-    )
+    encodings: dict[str, Any] = {}
+    # XLA's CPU backend draws a task's permutations before a scan over its steps by itself, and need
+    # not draw those of other tasks; others would draw them in each step.
+    if jax.default_backend() != "cpu":
+        encodings = rgo_jax.linen.encodings(
+            network, jax.eval_shape(init, fel_key), config.num_tasks, blank, jnp.int32(0)
+        )
     return Problem(
         init=init,
         logits=logits,

@@ -96,8 +96,9 @@ def test_seeds_under_vmap_call_lapack_in_turn_on_a_cpu(digits, monkeypatch, meth
 
 
 @pytest.mark.parametrize("method", ["rgo", "gpm"])
-def test_permutations_are_drawn_before_the_steps(digits, method):
-    """Inside the loop over steps XLA would draw them anew each time on a GPU, with a sort."""
+def test_permutations_are_drawn_before_the_steps_on_a_gpu(digits, monkeypatch, method):
+    """Inside the loop over steps XLA would draw them anew each time there, with a sort."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     one_seed = experiment.functions(two_tasks(fel=True), METHODS[method], digits)
     zero = jnp.int32(0)
     data = {name: jnp.asarray(getattr(digits, name)) for name in ("x_train", "y_train")}
