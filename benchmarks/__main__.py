@@ -141,6 +141,12 @@ def _parser() -> argparse.ArgumentParser:
         help="RGO's trace rule; without it later tasks take smaller steps",
     )
     changes.add_argument(
+        "--label-smoothing",
+        metavar="SHARE",
+        type=float,
+        help="what each label gives up, dealt out to all classes alike; 0 is none",
+    )
+    changes.add_argument(
         "--fel",
         action=argparse.BooleanOptionalAction,
         default=None,

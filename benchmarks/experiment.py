@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 import rgo_jax.linen
 from benchmarks import tasks
@@ -189,6 +190,7 @@ def make_problem(
             name: name != "head" or network.head == "shared" for name in params
         },
         freeze=freeze,
+        losses=partial(cross_entropies, smoothing=config.label_smoothing),
         learning_rate=config.learning_rate_schedule(),
         alpha=config.alpha,
         normalize=config.normalize,
@@ -198,6 +200,14 @@ def make_problem(
         num_tasks=config.num_tasks,
         steps_per_task=config.steps_per_task,
     )
+
+
+def cross_entropies(logits: jax.Array, labels: jax.Array, *, smoothing: float = 0) -> jax.Array:
+    """Cross-entropies ``[b]`` of ``logits [b, classes]`` with integer labels, perhaps smoothed."""
+    if not smoothing:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
+    return optax.softmax_cross_entropy(logits, targets)
 
 
 def memory_bytes(config: Config, spec: MethodSpec, dataset: Dataset) -> int:

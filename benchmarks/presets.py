@@ -32,6 +32,7 @@ class Config:
       network: a key of `ARCHITECTURES`.
       alpha: RGO's alpha.
       normalize: whether RGO has the trace rule.
+      label_smoothing: what each label gives up, dealt out to all classes alike.
       fel: whether the network has feature encoding layers; None: as the method has it.
       fel_on_convs: whether they come before convolutions too, not before dense layers only.
       validation: measure accuracy on held-out training data instead of the test data.
@@ -50,6 +51,7 @@ class Config:
     network: str
     alpha: float = 1.0
     normalize: bool = True
+    label_smoothing: float = 0.0
     fel: bool | None = None
     fel_on_convs: bool = True
     validation: bool = False
@@ -187,6 +189,8 @@ def config(
     for name in _POSITIVE:
         if not getattr(resolved, name) > 0:
             raise ValueError(f"{name} is {getattr(resolved, name)}; expected more than 0.")
+    if not 0 <= resolved.label_smoothing < 1:
+        raise ValueError(f"label_smoothing is {resolved.label_smoothing}; expected 0 to below 1.")
     return resolved
 
 

@@ -205,7 +205,7 @@ def _gains(results: Sequence[Result], ours: Result) -> np.ndarray:
 
     def trained_alike(result: Result) -> bool:
         # Whatever else a preset changes is of the method alone.
-        names = ("learning_rate", "schedule")
+        names = ("learning_rate", "schedule", "label_smoothing")
         return all(result.config.get(name) == ours.config.get(name) for name in names)
 
     candidates = [result for result in results if trained_alike(result)]

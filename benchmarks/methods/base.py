@@ -27,6 +27,7 @@ class Problem(NamedTuple):
       freeze: ``(params, task_id) -> params`` with the same values, through which no gradient flows
         to parameters that this task does not train any more. For methods whose loss in one task
         has examples of another; `logits` sees to it where all are of one.
+      losses: ``(logits [b, num_classes], labels int [b]) -> [b]``: what is trained on.
       learning_rate: schedule over the steps of the whole sequence.
       alpha: RGO's alpha.
       normalize: whether RGO has the trace rule.
@@ -41,6 +42,7 @@ class Problem(NamedTuple):
     logits: Callable[..., jax.Array]
     protected: Callable[[Any], Any]
     freeze: Callable[[Any, jax.Array], Any]
+    losses: Callable[[jax.Array, jax.Array], jax.Array]
     learning_rate: optax.Schedule
     alpha: float
     normalize: bool
@@ -106,12 +108,12 @@ class TrainState(NamedTuple):
 def loss_and_grads(
     problem: Problem, params: Any, batch: Batch, task_id: jax.Array, projections: Any = None
 ) -> tuple[jax.Array, Any]:
-    """Mean cross-entropy of a batch and its gradient; ``projections`` as for `Problem.logits`."""
+    """Mean loss of a batch and its gradient; ``projections`` as for `Problem.logits`."""
     x, y = batch
 
     def loss_fn(params: Any) -> jax.Array:
         logits = problem.logits(params, x, task_id, projections)
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y))
+        return jnp.mean(problem.losses(logits, y))
 
     return jax.value_and_grad(loss_fn)(params)
 

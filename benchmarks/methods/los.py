@@ -96,7 +96,7 @@ def los(problem: Problem, hyper: Los | None = None) -> Method:
         def current_loss(params: Any) -> jax.Array:
             x, y = batch
             outputs = outputs_of(state, params, x, task.id)
-            return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs, y))
+            return jnp.mean(problem.losses(outputs, y))
 
         loss, grads = jax.value_and_grad(current_loss)(state.params)
         num_examples = len(batch[0])
@@ -108,7 +108,7 @@ def los(problem: Problem, hyper: Los | None = None) -> Method:
             def past_loss(params: Any, ring: Ring = ring) -> jax.Array:
                 outputs = outputs_of(state, problem.freeze(params, task.id), ring.x[past], past)
                 labels = jnp.arange(problem.num_classes)
-                losses = optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
+                losses = problem.losses(outputs, labels)
                 there = ring.filled[past] & (past < task.id)
                 return jnp.sum(there * losses) / jnp.maximum(jnp.sum(there), 1)
 

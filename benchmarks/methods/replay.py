@@ -97,7 +97,7 @@ def er_ring(problem: Problem, hyper: Replay | None = None) -> Method:
 
         def loss_fn(params: Any) -> tuple[jax.Array, jax.Array]:
             logits = problem.logits(params, x, task_id)
-            own = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+            own = problem.losses(logits, y)
             total = jnp.sum(own) + jnp.sum(replayed_losses(problem, params, drawn, task_id))
             return total / (len(y) + jnp.sum(drawn.weight)), jnp.mean(own)
 
@@ -157,14 +157,14 @@ def draw(ring: Ring, key: jax.Array, task_id: jax.Array, batch_size: int) -> Dra
 
 
 def replayed_losses(problem: Problem, params: Any, drawn: Drawn, task_id: jax.Array) -> jax.Array:
-    """Cross-entropies ``[b]`` of replayed examples in the task at hand, 0 where none was drawn."""
+    """Losses ``[b]`` of replayed examples in the task at hand, 0 where none was drawn."""
     params = problem.freeze(params, task_id)
 
     def logits(x: jax.Array, own_task: jax.Array) -> jax.Array:
         return problem.logits(params, x[None], own_task)[0]
 
     outputs = jax.vmap(logits)(drawn.x, drawn.task_id)
-    return drawn.weight * optax.softmax_cross_entropy_with_integer_labels(outputs, drawn.y)
+    return drawn.weight * problem.losses(outputs, drawn.y)
 
 
 def _replay_method(

@@ -23,6 +23,7 @@ def linear_problem(w, num_tasks=2):
         logits=lambda params, x, task_id, projections=None: x @ params["w"],
         protected=lambda params: {"w": True},
         freeze=lambda params, task_id: params,
+        losses=optax.softmax_cross_entropy_with_integer_labels,
         learning_rate=optax.constant_schedule(RATE),
         alpha=1.0,
         normalize=True,

@@ -109,10 +109,12 @@ def test_fel_is_told_by_the_results(tmp_path):
     assert "_fel=True_" in result.file_name
 
 
-def test_switches_of_rgo_are_told_by_the_results(tmp_path):
+def test_switches_are_told_by_the_results(tmp_path):
     argv = ["permuted-digits", "--methods", "rgo", *QUICK, "--out", str(tmp_path)]
-    assert cli.main([*argv, "--no-normalize", "--no-fel-on-convs"]) == 0
+    switches = ["--no-normalize", "--no-fel-on-convs", "--label-smoothing", "0.1"]
+    assert cli.main([*argv, *switches]) == 0
     (result,) = results.load_all(tmp_path)
+    assert result.changes["label_smoothing"] == result.config["label_smoothing"] == 0.1
     for name in ("normalize", "fel_on_convs"):
         assert result.changes[name] is result.config[name] is False
 

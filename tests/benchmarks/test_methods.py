@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import rgo_jax
-from benchmarks import experiment, train
+from benchmarks import experiment, tasks, train
 from benchmarks.methods import METHODS
 from benchmarks.programs import compile_programs
-from tests.benchmarks.problems import two_tasks
+from tests.benchmarks.problems import task_of, two_tasks
 
 
 def test_memory_is_counted_in_bytes(digits):
@@ -61,6 +61,34 @@ def test_forgets_less_than_sgd(digits, sgd, method):
     assert sgd.bwt < -0.1
     assert found.bwt > sgd.bwt + 0.03
     assert found.learned > sgd.learned - 0.05
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_trains_on_the_losses_of_the_problem_and_on_no_others(digits, method):
+    config, spec = two_tasks(), METHODS[method]
+    sequence = tasks.SEQUENCES["permuted"](digits, 2)
+    given = experiment.make_problem(config, spec, sequence, "digits", jax.random.key(0))
+    rng = np.random.default_rng(0)
+    batch = jnp.asarray(rng.uniform(size=(20, 64)), jnp.float32), jnp.arange(20) % 10
+
+    def moved(problem):
+        """How far a step in the first task, and another in the second, go."""
+        trained = spec.build(problem)
+
+        @jax.jit
+        def steps(key):
+            state = first = trained.init(key)
+            for task_id in range(2):
+                state, _ = trained.step(state, batch, task_of(*batch, task_id, batch_size=10))
+            return first.params, state.params
+
+        before, after = steps(jax.random.key(1))
+        differences = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), before, after)
+        return max(map(float, jax.tree.leaves(differences)))
+
+    assert moved(given) > 1e-3
+    nothing = given._replace(losses=lambda logits, y: 0 * logits[:, 0])
+    assert moved(nothing) < 1e-5
 
 
 def test_any_method_runs_with_and_without_fel(digits):

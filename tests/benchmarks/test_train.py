@@ -198,6 +198,28 @@ def test_fel_on_convs_is_the_experiments_to_choose(digits):
     np.testing.assert_array_equal(nowhere, logits(fel=False, fel_on_convs=False))
 
 
+def test_smoothed_labels_by_hand():
+    logits, labels = np.array([[2.0, -1.0, 0.5, 0.0]]), np.array([2])
+    log_softmax = logits - np.log(np.sum(np.exp(logits)))
+    targets = np.array([[0.05, 0.05, 0.85, 0.05]])
+    plain = experiment.cross_entropies(jnp.asarray(logits), jnp.asarray(labels))
+    np.testing.assert_allclose(plain, -log_softmax[:, 2], rtol=1e-6)
+    smoothed = experiment.cross_entropies(jnp.asarray(logits), jnp.asarray(labels), smoothing=0.2)
+    np.testing.assert_allclose(smoothed, -np.sum(targets * log_softmax, axis=1), rtol=1e-6)
+
+
+def test_with_smoothed_labels_a_network_stays_less_sure(digits):
+    runs = [
+        train.run(small(label_smoothing=share, epochs=10), METHODS["rgo"], digits, seeds=range(1))
+        for share in (0.0, 0.4)
+    ]
+    sure, smoothed = (run.losses[0] for run in runs)
+    # Targets of 0.64 and nine times 0.04 have an entropy of 1.44, below which no loss can fall.
+    assert (sure < 1.2).all()
+    assert (smoothed > 1.44).all()
+    assert (np.diagonal(runs[1].r[0]) > 0.5).all()
+
+
 def test_cosine_schedule_starts_anew_in_each_task():
     config = presets.config("permuted-mnist", schedule="cosine", learning_rate=0.4)
     schedule = config.learning_rate_schedule()
@@ -229,6 +251,7 @@ def test_protocol_los_is_the_papers():
         ({"benchmark": "permuted-mnist", "schedule": "x"}, "Unknown schedule 'x'"),
         ({"benchmark": "permuted-mnist", "num_tasks": 0}, "num_tasks is 0; expected more than 0"),
         ({"benchmark": "permuted-mnist", "alpha": -1}, "alpha is -1; expected more than 0"),
+        ({"benchmark": "permuted-mnist", "label_smoothing": 1}, "label_smoothing is 1; expected 0"),
         ({"benchmark": "permuted-mnist", "data": "a.npz"}, "for --data.*permuted, rotated"),
     ],
 )
