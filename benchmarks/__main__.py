@@ -57,8 +57,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         metavar="BENCHMARK",
         help=(
-            f"any of {', '.join(presets.BENCHMARKS)}; with --data: {', '.join(SEQUENCES)}; the "
-            "first of them if none is named"
+            f"any of {', '.join(presets.BENCHMARKS)}, the first of them if none is named; with "
+            f"--data any of {', '.join(SEQUENCES)}, and split if none is named"
         ),
     )
     parser.add_argument(
@@ -125,7 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     changes.add_argument(
         "--schedule", help=f"inside each task, one of {', '.join(presets.SCHEDULES)}"
     )
-    changes.add_argument("--num-tasks", metavar="N", type=int, help="length of the sequence")
+    changes.add_argument(
+        "--num-tasks", "--tasks", metavar="N", type=int, help="length of the sequence"
+    )
     changes.add_argument(
         "--examples-per-task", metavar="N", type=int, help="drawn anew for each task"
     )
@@ -178,8 +180,7 @@ def _run(argv: list[str], console: Console) -> int:
     for method in methods:
         if method not in METHODS:
             raise ValueError(f"Unknown method {method!r}; expected some of {', '.join(METHODS)}.")
-    known = tuple(SEQUENCES) if arguments.data else presets.BENCHMARKS
-    benchmarks = arguments.benchmarks or [known[0]]
+    benchmarks = arguments.benchmarks or ["split" if arguments.data else presets.BENCHMARKS[0]]
     fields = {field.name for field in dataclasses.fields(presets.Config)}
     changes = {
         name: value
@@ -193,6 +194,12 @@ def _run(argv: list[str], console: Console) -> int:
     # Everything that can be wrong is found before the first run.
     origin = results.provenance(shlex.join(["python", "-m", "benchmarks", *argv]))
     jobs = {name: _jobs(configs, arguments, changes, origin) for name, configs in resolved.items()}
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--out is {arguments.out}: {error}. Choose a folder that can be written to."
+        ) from error
     for benchmark_jobs in jobs.values():
         finished = []
         for job in benchmark_jobs:
@@ -215,10 +222,11 @@ def _seeds(text: str) -> range:
     parts = text.split("-")
     if len(parts) <= 2 and all(part.isdecimal() for part in parts):
         first, last = (0, int(text) - 1) if len(parts) == 1 else map(int, parts)
-        if first <= last:
+        if first <= last < 2**31:
             return range(first, last + 1)
     raise ValueError(
-        f"--seeds is {text!r}; expected how many, 1 or more, or the first and the last, as 3-4."
+        f"--seeds is {text!r}; expected how many, 1 or more, or the first and the last, as 3-4, "
+        "all below 2 ** 31."
     )
 
 

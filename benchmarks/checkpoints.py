@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import presets
+from benchmarks.files import digest
 from benchmarks.train import Progress
 
 _MEASURED = ("r", "train", "losses", "task_seconds")
@@ -48,6 +51,8 @@ class Checkpoints:
                     origins=ocp.args.JsonSave(self.origins),
                     measured=ocp.args.StandardSave(_measured(progress)),
                     state=ocp.args.StandardSave(progress.state),
+                    # orbax does not find out whether a disk gives back what it was given.
+                    digest=ocp.args.JsonSave({"sha256": _digest(progress)}),
                 ),
             )
 
@@ -58,7 +63,7 @@ class Checkpoints:
           fresh: of the same run before its first task, to tell shapes and devices.
 
         Raises:
-          ValueError: it is unreadable, or of another experiment.
+          ValueError: it is unreadable, not what was written, or of another experiment.
         """
         import orbax.checkpoint as ocp
 
@@ -77,8 +82,14 @@ class Checkpoints:
                         state=ocp.args.StandardRestore(
                             jax.tree.map(ocp.utils.to_shape_dtype_struct, fresh.state)
                         ),
+                        digest=ocp.args.JsonRestore(),
                     ),
                 )
+            measured = {name: np.asarray(restored.measured[name]) for name in _MEASURED}
+            progress = Progress(tasks_done=int(step or 0), state=restored.state, **measured)
+            if restored.digest != {"sha256": _digest(progress)}:
+                raise ValueError("its numbers are not those that were written")
+            origins = [*restored.origins, *self.origins]
         except _OtherExperimentError:
             raise
         # orbax raises many kinds for files that are missing or cut short.
@@ -87,9 +98,8 @@ class Checkpoints:
                 f"{self.folder}: the checkpoint after task {step} cannot be read ({error}). Delete "
                 "the folder to begin this run anew; finished results are not touched."
             ) from error
-        self.origins = [*restored.origins, *self.origins]
-        measured = {name: np.asarray(restored.measured[name]) for name in _MEASURED}
-        return Progress(tasks_done=int(step or 0), state=restored.state, **measured)
+        self.origins = origins
+        return progress
 
     def discard(self) -> None:
         """Removes the folder: the run is finished, and its results are saved."""
@@ -98,7 +108,9 @@ class Checkpoints:
     def _check(self, found: dict[str, Any]) -> None:
         keys = found.keys() | self.experiment.keys()
         for key in sorted(keys):
-            ours, theirs = self.experiment.get(key), found.get(key)
+            # One from before there was this field is of the field's default.
+            default = presets.DEFAULTS.get(key)
+            ours, theirs = self.experiment.get(key, default), found.get(key, default)
             if ours != theirs:
                 raise _OtherExperimentError(
                     f"{self.folder}: a checkpoint of another run: its {key} is {theirs!r}; this "
@@ -123,3 +135,11 @@ class _OtherExperimentError(ValueError):
 
 def _measured(progress: Progress) -> dict[str, np.ndarray]:
     return {name: getattr(progress, name) for name in _MEASURED}
+
+
+def _digest(progress: Progress) -> str:
+    def on_host(leaf: Any) -> np.ndarray:
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+    return digest(map(on_host, jax.tree.leaves((_measured(progress), progress.state))))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks import mini_imagenet, tfds_source
-from benchmarks.files import replacing
+from benchmarks.files import digest, replacing
 
 NAMES = ("digits", "mnist", "cifar100", "mini-imagenet")
 _REQUIRED = ("x_train", "y_train", "x_test", "y_test")
@@ -46,12 +46,7 @@ class Dataset(NamedTuple):
 
     def fingerprint(self) -> str:
         """Twelve hex digits that change with any of the arrays."""
-        digest = hashlib.sha256()
-        for array in self[1:]:
-            if array is not None:
-                digest.update(f"{array.dtype}{array.shape}".encode())
-                digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()[:12]
+        return digest(array for array in self[1:] if array is not None)[:12]
 
     def validation(self) -> "Dataset":
         """The same set with the last sixth of the training data in place of the test data.
@@ -172,8 +167,14 @@ def _cached(name: str, key: str, decode: Callable[[], dict[str, np.ndarray]]) ->
         except ValueError:
             cache.unlink()  # Cut short by an earlier kill; decoded anew below.
     arrays = decode()
-    with replacing(cache) as temporary:
-        np.savez(temporary, **arrays)  # type: ignore[arg-type]
+    try:
+        with replacing(cache) as temporary:
+            np.savez(temporary, **arrays)  # type: ignore[arg-type]
+    except OSError as error:
+        raise ValueError(
+            f"{cache}: cannot be written ({error}). Set RGO_JAX_CACHE to a folder that can be, "
+            f"with {sum(array.nbytes for array in arrays.values()) / 2**20:.0f} MiB to spare."
+        ) from error
     return Dataset(name, **arrays)
 
 
@@ -268,6 +269,11 @@ def _check_labels(path: Path, name: str, labels: np.ndarray, count: int) -> np.n
     if labels.min() < 0:
         raise ValueError(
             f"{path}: {name} has the label {labels.min()}; expected 0 to num_classes - 1."
+        )
+    if labels.max() > np.iinfo(np.int32).max:
+        raise ValueError(
+            f"{path}: {name} has the label {labels.max()}; expected labels that number the classes "
+            "from 0. numpy.unique(labels, return_inverse=True) numbers them."
         )
     return labels.astype(np.int32)
 

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from benchmarks import paper
+from benchmarks.files import replacing
 from benchmarks.methods import METHODS
-from benchmarks.results import Result, spread
+from benchmarks.results import Result, find, spread
 
 # Of the map tab20: the strong colours, then the pale ones.
 _COLOURS = (*range(0, 20, 2), *range(1, 20, 2))
@@ -57,13 +58,13 @@ def figure_1(results: Sequence[Result], path: Path) -> None:
     ):
         _axes(axes, f"{setting.benchmark}, {setting.network}")
         of_panel = {
-            result.method: result
-            for result in results
-            if result.setting == setting and result.preset == "paper" and result.is_literal
+            method: result
+            for method in methods
+            if (result := find(results, setting, method, "paper")) is not None
         }
-        for method in [method for method in methods if method in of_panel]:
+        for method, result in of_panel.items():
             label = METHODS[method].label
-            lines[label] = _curve(axes, of_panel[method], "-", label)
+            lines[label] = _curve(axes, result, "-", label)
         if not of_panel:
             axes.set(xlim=(0, 20), ylim=(0, 100))
             axes.text(10, 50, "not yet run", ha="center", va="center", color="gray")
@@ -92,8 +93,8 @@ def _curve(axes: Any, result: Result, style: str, label: str, round_: int = 0) -
 
 
 def _save(fig: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Without a date or random ids the same results give the same files.
     with mpl.rc_context({"svg.hashsalt": "rgo_jax"}):
-        fig.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-        fig.savefig(path.with_suffix(".png"), metadata={"Software": None})
+        for suffix, metadata in ((".svg", {"Date": None}), (".png", {"Software": None})):
+            with replacing(path.with_suffix(suffix)) as temporary:
+                fig.savefig(temporary, metadata=metadata)

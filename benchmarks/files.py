@@ -1,9 +1,12 @@
-"""Writing files so that a kill or a full disk leaves either the old or the new one."""
+"""Writing files so that a kill leaves the old or the new one; digests of what they should hold."""
 
 import contextlib
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+import numpy as np
 
 
 @contextlib.contextmanager
@@ -20,3 +23,12 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def digest(arrays: Iterable[np.ndarray]) -> str:
+    """SHA-256 of the arrays, as hex digits: it changes with any dtype, shape or number."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(f"{array.dtype}{array.shape}".encode())
+        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return found.hexdigest()

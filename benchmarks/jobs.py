@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,20 +91,15 @@ class Job(NamedTuple):
         """Runs it, from its checkpoint on if it is to resume and has one, and saves the result."""
         checkpoints = self.checkpoints()
         title = [self.benchmark, self.method, *(f"{k}={v}" for k, v in self.changes.items())]
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(),
-            console=console,
-        ) as progress:
+        console.print(" ".join(title), highlight=False)
+        with progress_bar(console) as bar:
             spec = METHODS[self.method]
             run = train.run(
                 self.config,
                 spec,
                 self.dataset,
                 self.seeds,
-                _Display(progress, " ".join(title), self, checkpoints),
+                Display(bar, self, checkpoints),
                 checkpoints.restore if resume and checkpoints.exists() else None,
             )
         kept = experiment.memory_bytes(self.config, spec, self.dataset)
@@ -124,25 +120,51 @@ class Job(NamedTuple):
         return result
 
 
-class _Display(train.Observer):
-    """Shows how far a run is, and writes checkpoints, but none after the last task."""
+def progress_bar(console: Console, get_time: Callable[[], float] | None = None) -> Progress:
+    """A bar that fits into 80 columns, with the time that is left."""
+    return Progress(
+        BarColumn(bar_width=20),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+        console=console,
+        # In seconds. By default what is older than half a minute does not count, and with several
+        # seeds on a CPU no two of our updates are as near.
+        speed_estimate_period=3600,
+        get_time=get_time,
+    )
 
-    def __init__(self, progress: Progress, title: str, job: Job, checkpoints: Checkpoints) -> None:
-        num_tasks = job.config.num_tasks
-        self._progress, self._num_tasks, self._checkpoints = progress, num_tasks, checkpoints
-        self._every = job.checkpoint_every
-        self._bar = progress.add_task(title, total=num_tasks, status="compiling")
+
+class Display(train.Observer):
+    """Shows how far a run is, and writes checkpoints, but none after the last task.
+
+    Args:
+      bar: where to; what is not a terminal gets a line for each task.
+      job: the run.
+      checkpoints: its.
+    """
+
+    def __init__(self, bar: Progress, job: Job, checkpoints: Checkpoints) -> None:
+        self._bar, self._checkpoints, self._every = bar, checkpoints, job.checkpoint_every
+        self._num_tasks, self._num_steps = job.config.num_tasks, job.config.steps_per_task
+        self._id = bar.add_task("compiling", total=self._num_tasks)
         self._accuracy = ""
 
     def on_piece(self, task_id: int, fraction: float) -> None:
-        self._show(task_id + fraction, f"task {task_id + 1}/{self._num_tasks}")
+        """Moves the bar."""
+        step = f"step {round(fraction * self._num_steps)}/{self._num_steps}"
+        self._show(task_id + fraction, f"task {task_id + 1}/{self._num_tasks}, {step}")
 
     def on_task(self, progress: train.Progress) -> None:
+        """Shows the accuracy so far, and writes a checkpoint if it is time."""
         done = progress.tasks_done
-        self._accuracy = f" ACC {100 * np.nanmean(progress.r[:, done - 1]):.2f}"
-        self._show(done, f"task {done}/{self._num_tasks}")
+        self._accuracy = f", ACC {100 * np.nanmean(progress.r[:, done - 1]):.2f}"
+        status = self._show(done, f"task {done}/{self._num_tasks}")
+        if not self._bar.console.is_terminal:
+            self._bar.console.print(status, highlight=False)
         if done < self._num_tasks and done % self._every == 0:
             self._checkpoints.save(progress)
 
-    def _show(self, completed: float, status: str) -> None:
-        self._progress.update(self._bar, completed=completed, status=status + self._accuracy)
+    def _show(self, completed: float, status: str) -> str:
+        status += self._accuracy
+        self._bar.update(self._id, completed=completed, description=status)
+        return status

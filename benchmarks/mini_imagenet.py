@@ -135,7 +135,8 @@ def open_source(data_dir: str | None = None, form: Form = FULL) -> Source:
     if len(absent) < len(_PICKLES):
         raise ValueError(
             f"{directory}: has no {' and no '.join(absent)}; expected all three pickles, which "
-            f"have the {form.num_classes} classes together."
+            f"have the {form.num_classes} classes together. Get what is missing, or, if folders of "
+            "images beside them are to be read, move the pickles away."
         )
     return Source(directory, _find_folders(directory, form), form)
 
@@ -154,6 +155,9 @@ def _find_folders(directory: Path, form: Form) -> dict[str, list[Path]]:
             )
         folders[folder.name] = folder
     below = f" below {', '.join(parent.name for parent in parents)}" if parents else ""
+    missing = [split for split in _SPLITS if directory / split not in parents]
+    if parents and missing:
+        below += f" (there is no {' and no '.join(missing)})"
     if len(folders) != form.num_classes:
         raise ValueError(
             f"{directory}: found {len(folders)} class folders{below}, not {form.num_classes}. "
@@ -218,7 +222,7 @@ def _open_pickles(directory: Path, form: Form) -> _Classes:
     if len(classes) != form.num_classes:
         raise ValueError(
             f"{directory}: the pickles have {len(classes)} classes together; expected "
-            f"{form.num_classes}."
+            f"{form.num_classes}. Get all three anew, from one place."
         )
 
     def images_of(name: str) -> np.ndarray:
@@ -244,14 +248,23 @@ def _read_pickle(path: Path, form: Form) -> dict[str, tuple[np.ndarray, np.ndarr
             f"{path}: image_data is {found}; expected uint8 [n, {form.size}, {form.size}, 3]."
         )
     if not isinstance(class_dict, dict) or not all(isinstance(name, str) for name in class_dict):
-        raise ValueError(f"{path}: class_dict is no dict from names of classes to indices.")
+        found = type(class_dict).__name__
+        if isinstance(class_dict, dict):
+            found = f"a dict with the key {next(k for k in class_dict if not isinstance(k, str))!r}"
+        raise ValueError(
+            f"{path}: class_dict is {found}; expected a dict from names of classes to lists of "
+            "indices. Get the file anew."
+        )
     classes = {}
     uses = np.zeros(len(images), int)
     for name, listed in class_dict.items():
         where = f"{path}: class_dict[{name!r}]"
         indices = _indices(listed)
         if indices is None:
-            raise ValueError(f"{where} is no list of indices; expected integers.")
+            raise ValueError(
+                f"{where} is {type(listed).__name__} {str(listed)[:40]!r}; expected a list of "
+                "integers, the indices of the class's images. Get the file anew."
+            )
         _check_count(where, "indices", len(indices), form)
         if indices.min() < 0 or indices.max() >= len(images):
             raise ValueError(
@@ -270,7 +283,7 @@ def _read_pickle(path: Path, form: Form) -> dict[str, tuple[np.ndarray, np.ndarr
 
 def _indices(listed: Any) -> np.ndarray | None:
     values = restricted_pickle.plain(listed)
-    if isinstance(values, list) and all(isinstance(index, int) for index in values):
+    if isinstance(values, list | tuple) and all(isinstance(index, int) for index in values):
         return np.array(values, np.int64)
     if isinstance(values, np.ndarray) and values.ndim == 1:
         return values.astype(np.int64)

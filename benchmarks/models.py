@@ -38,6 +38,8 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, task_id: jax.Array) -> jax.Array:
         """Logits ``[b, num_classes]`` of features ``x [b, features]``."""
+        if self.policy not in HEADS:
+            raise ValueError(f"head is {self.policy!r}; expected one of {', '.join(HEADS)}.")
         if self.policy == "shared":
             return Dense(self.num_classes, kernel_init=orthogonal, bias_init=_bias_init)(x)
         # Trained in one task only, such a head has nothing to protect and no projection.
@@ -135,7 +137,18 @@ class FeedForward(Network, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array, task_id: jax.Array) -> jax.Array:
-        """Logits ``[b, num_classes]`` of ``x``, features ``[b, n]`` or images ``[b, h, w, c]``."""
+        """Logits ``[b, num_classes]`` of ``x``, features ``[b, n]`` or images ``[b, h, w, c]``.
+
+        Raises:
+          ValueError: no images where there are convolutions, or too small for their pools.
+        """
+        smallest = smallest_image(self.convs)
+        if self.convs and (x.ndim != 4 or min(x.shape[1:3]) < smallest):
+            raise ValueError(
+                f"x has shape {x.shape}; expected images [b, height, width, channels] of "
+                f"{smallest} x {smallest} pixels or more. Enlarge them, or take a network with "
+                "fewer pools."
+            )
         encode = self.encoder(task_id)
 
         for window, features, pool in self.convs:
@@ -185,6 +198,11 @@ class ResNet18(Network, kw_only=True):
         return self.classify(x, encode, task_id)
 
 
+def smallest_image(convs: Sequence[ConvLayer]) -> int:
+    """The height and width of which these convolutions leave one pixel."""
+    return int(2 ** sum(conv.pool for conv in convs))
+
+
 def max_pool(x: jax.Array) -> jax.Array:
     """2 x 2 max-pool of ``[b, height, width, channels]``, dropping an odd last row or column.
 
@@ -212,7 +230,7 @@ class Architecture(NamedTuple):
         convs = self.build.keywords.get("convs")
         if convs is None:
             return 1
-        return int(2 ** sum(conv.pool for conv in convs)) if convs else 0
+        return smallest_image(convs) if convs else 0
 
 
 def _vgg(*stages: tuple[int, int]) -> tuple[ConvLayer, ...]:

@@ -75,6 +75,11 @@ python -m benchmarks "${validation[@]}" --preset recommended
 # A second seed of the last two rates.
 python -m benchmarks "${validation[@]}" "${constant[@]}" --seeds 1-1
 python -m benchmarks "${validation[@]}" --preset recommended --seeds 1-1
+# Whether smoothed labels help.
+smoothed=(--preset recommended --label-smoothing 0.1)
+python -m benchmarks "${validation[@]}" "${smoothed[@]}"
+python -m benchmarks "${validation[@]}" "${smoothed[@]}" --seeds 1-1
+python -m benchmarks "${validation[@]}" "${smoothed[@]}" --alpha 1
 # Whether LOS suffers from its rate there.
 for method in sgd "los --learning-rate 0.1" los; do
   # shellcheck disable=SC2086  # a method and its rate are two words

@@ -17,6 +17,8 @@ import numpy as np
 import rgo_jax
 from benchmarks import paper, presets
 from benchmarks.files import replacing
+from benchmarks.methods import METHODS
+from benchmarks.models import HEADS
 from benchmarks.train import Run
 
 # As many as the paper has. Fewer or more go into a file's name, so as not to replace these.
@@ -209,6 +211,14 @@ def load(path: Path) -> Result:
         content["r"] = np.array(content["r"], float)
         content["losses"] = np.array(content["losses"], float)
         content["config"] = presets.DEFAULTS | content["config"]
+        presets.Config(**content["config"])  # raises where a field lacks or is unknown
+        for what, name, known in (
+            ("method", content["method"], METHODS),
+            ("preset", content["preset"], presets.PRESETS),
+            ("head", content["config"]["head"], HEADS),
+        ):
+            if name not in known:
+                raise ValueError(f"unknown {what} {name!r}")
         if content.get("train") is not None:
             content["train"] = np.array(content["train"], float)
         return Result(**content)
@@ -223,6 +233,19 @@ def load_all(folder: Path) -> list[Result]:
     """All results below a folder, in the order of their paths."""
     # Not what a kill has left behind of `replacing`, whose names begin with a dot.
     return [load(path) for path in sorted(folder.glob("*/[!.]*.json"))]
+
+
+def find(
+    results: Sequence[Result], setting: paper.Setting, method: str, preset: str
+) -> Result | None:
+    """The result with a place in the paper's tables, if there is one: that with the most seeds."""
+    found = [
+        result
+        for result in results
+        if (result.setting, result.method, result.preset) == (setting, method, preset)
+        and result.is_literal
+    ]
+    return max(found, key=lambda result: len(result.seeds), default=None)
 
 
 def merged(results: Sequence[Result]) -> list[Result]:

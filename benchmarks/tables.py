@@ -14,7 +14,7 @@ from benchmarks import experiment, markup, paper, presets
 from benchmarks.data import Dataset
 from benchmarks.methods import METHODS, MethodSpec
 from benchmarks.models import ARCHITECTURES
-from benchmarks.results import Result, spread
+from benchmarks.results import Result, find, spread
 
 _NOT_RUN = "not yet run"
 
@@ -44,7 +44,7 @@ _TABLE_2 = """
 
 What a method's ACC is above that of a model per task: LeNet-5, 20 epochs, of the seeds that both
 have been run for. The paper's number is of the random split; it stands there beside other methods'
-of the superclasses.
+of the superclasses. Devices and minutes are those of both.
 """
 _TABLE_3 = """
 ## Table 3
@@ -80,7 +80,7 @@ def papers_tables(results: Sequence[Result]) -> str:
         *markup.table((*_COLUMNS, *_ORIGIN), table_1),
         _TABLE_2,
         *markup.table(
-            ("benchmark", "method", "preset", "paper", "ours", *_ORIGIN), _table_2(results)
+            ("benchmark", "method", "preset", "paper", "ours", "diff", *_ORIGIN), _table_2(results)
         ),
         _TABLE_3,
         *markup.table((*_COLUMNS, "train", "gap", *_ORIGIN), table_3),
@@ -121,24 +121,11 @@ def _rows(
     for setting, methods in table.items():
         for method in [*methods, *(name for name in METHODS if name not in methods)]:
             for preset in presets.PRESETS:
-                result = _find(results, setting, method, preset)
+                result = find(results, setting, method, preset)
                 if result is not None or (method in methods and preset == "paper"):
                     numbers = methods.get(method, (None, None))
                     rows.append(_Row(setting, method, preset, numbers, result))
     return rows
-
-
-def _find(
-    results: Sequence[Result], setting: paper.Setting, method: str, preset: str
-) -> Result | None:
-    """The result with the most seeds."""
-    found = [
-        result
-        for result in results
-        if (result.setting, result.method, result.preset) == (setting, method, preset)
-        and result.is_literal
-    ]
-    return max(found, key=lambda result: len(result.seeds), default=None)
 
 
 def _compared(row: _Row) -> list[str]:
@@ -182,42 +169,42 @@ def _table_2(results: Sequence[Result]) -> list[list[str]]:
     for setting, theirs in paper.TABLE_2.items():
         for method in [name for name, spec in METHODS.items() if not spec.single_task]:
             for preset in presets.PRESETS:
-                ours = _find(results, setting, method, preset)
+                ours = find(results, setting, method, preset)
                 is_papers = (method, preset) == ("rgo", "paper")
                 if ours is None and not is_papers:
                     continue
                 number = theirs if is_papers else None
                 cells = [setting.benchmark, METHODS[method].label, preset]
                 cells.append("-" if number is None else f"{number:+.2f}")
-                gains = np.array([]) if ours is None else _gains(results, ours)
-                if not len(gains):
-                    rows.append([*cells, _NOT_RUN, *_origin(None)])
-                else:
-                    cells.append(
-                        f"{'+' if gains.mean() >= 0 else ''}{markup.mean_and_spread(gains)}"
-                    )
-                    rows.append([*cells, str(len(gains)), *_origin(ours)[1:]])
+                alone = [] if ours is None else _alone(results, ours)
+                if ours is None or not alone:
+                    rows.append([*cells, _NOT_RUN, "-", *_origin(None)])
+                    continue
+                acc = {seed: value for each in alone for seed, value in _acc_by_seed(each)}
+                gains = np.array([value - acc[s] for s, value in _acc_by_seed(ours) if s in acc])
+                cells.append(f"{'+' if gains.mean() >= 0 else ''}{markup.mean_and_spread(gains)}")
+                cells.append(_difference(gains, number))
+                minutes = sum(each.seconds["total"] for each in (ours, *alone)) / 60
+                rows.append([*cells, str(len(gains)), _devices(ours, *alone), f"{minutes:.1f}"])
     return rows
 
 
-def _gains(results: Sequence[Result], ours: Result) -> np.ndarray:
-    """ACC above that of a model per task, for each seed that both have."""
+def _alone(results: Sequence[Result], ours: Result) -> list[Result]:
+    """Those of a model per task, trained like ours, that share a seed with it."""
+    # Whatever else a preset changes is of the method alone.
+    names = ("learning_rate", "schedule", "label_smoothing")
+    alike = [r for r in results if all(r.config.get(n) == ours.config.get(n) for n in names)]
+    found = (find(alike, ours.setting, "stl", preset) for preset in presets.PRESETS)
+    return [r for r in found if r is not None and not set(ours.seeds).isdisjoint(r.seeds)]
 
-    def trained_alike(result: Result) -> bool:
-        # Whatever else a preset changes is of the method alone.
-        names = ("learning_rate", "schedule", "label_smoothing")
-        return all(result.config.get(name) == ours.config.get(name) for name in names)
 
-    candidates = [result for result in results if trained_alike(result)]
-    alone = [_find(candidates, ours.setting, "stl", preset) for preset in presets.PRESETS]
-    acc = {
-        seed: value
-        for result in alone
-        if result is not None
-        for seed, value in zip(result.seeds, result.acc, strict=True)
-    }
-    pairs = zip(ours.seeds, ours.acc, strict=True)
-    return np.array([value - acc[seed] for seed, value in pairs if seed in acc])
+def _acc_by_seed(result: Result) -> Iterable[tuple[int, float]]:
+    return zip(result.seeds, result.acc, strict=True)
+
+
+def _devices(*results: Result) -> str:
+    named = [name for r in results for name in r.provenance["device"].split("; ")]
+    return "; ".join(dict.fromkeys(named))
 
 
 def _networks() -> list[list[str]]:

@@ -152,9 +152,11 @@ def split(dataset: Dataset, num_tasks: int) -> Sequence:
       ValueError: the tasks do not divide the classes.
     """
     if dataset.num_classes % num_tasks or num_tasks == dataset.num_classes:
+        divisors = [n for n in range(1, dataset.num_classes) if dataset.num_classes % n == 0]
         raise ValueError(
             f"num_tasks is {num_tasks}, but {dataset.name} has {dataset.num_classes} classes; "
-            "expected a divisor, so that each task has as many, at least 2."
+            "expected a divisor, so that each task has as many, at least 2. Set --num-tasks to "
+            f"one of {', '.join(map(str, divisors)) or 'none: one class is no task'}."
         )
 
     def classes(key: jax.Array) -> jax.Array:
@@ -193,7 +195,7 @@ def _by_classes(
     Labels count from 0 in each task. The mean training image is subtracted.
     """
     tables = {
-        name: _examples_by_class(labels, dataset.num_classes)
+        name: _examples_by_class(dataset, name, labels)
         for name, labels in (("train", dataset.y_train), ("test", dataset.y_test))
     }
     shape = dataset.x_train.shape[1:]
@@ -227,17 +229,20 @@ def _by_classes(
     )
 
 
-def _examples_by_class(labels: np.ndarray, num_classes: int) -> np.ndarray:
+def _examples_by_class(dataset: Dataset, split: str, labels: np.ndarray) -> np.ndarray:
     """int32 ``[num_classes, most]``: each class's examples, filled up with -1.
 
     Raises:
       ValueError: a class has no examples.
     """
+    num_classes = dataset.num_classes
     counts = np.bincount(labels, minlength=num_classes)
     if not counts.all():
         raise ValueError(
-            f"Class {counts.argmin()} has no examples in the training or in the test data; "
-            f"expected some of each class, 0 to {num_classes - 1}, in both."
+            f"{dataset.name}: class {counts.argmin()} has no examples in the {split} data; "
+            f"expected some of each class, 0 to {num_classes - 1}, in training and in test data. "
+            "With --validation the last sixth of the training data is held out: store them in "
+            "mixed order."
         )
     table = np.full((num_classes, np.bincount(labels).max()), -1, np.int32)
     for label in range(num_classes):

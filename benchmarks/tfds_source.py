@@ -82,7 +82,7 @@ def _import_tfds() -> Any:
     except ImportError as error:
         raise RuntimeError(
             f"tensorflow-datasets cannot be imported ({error}). Install the benchmarks' needs: "
-            "pip install 'rgo_jax[benchmarks]'."
+            "pip install -e '.[benchmarks]' in the checkout."
         ) from error
     # With too old a protobuf the import logs a traceback and leaves an empty module behind.
     if not hasattr(tfds, "data_source"):

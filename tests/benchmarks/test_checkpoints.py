@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -138,11 +139,43 @@ def test_a_result_names_all_that_it_was_made_by(tmp_path):
     assert results.combined([ORIGIN, ORIGIN]) == ORIGIN
 
 
+def test_a_flipped_bit_is_noticed(tmp_path):
+    folder, rng = tmp_path / "run", np.random.default_rng(0)
+    saved = progress(1, 0.5)._replace(
+        state={"w": jnp.asarray(rng.normal(size=5000), jnp.float32), "key": jax.random.key(3)}
+    )
+    Checkpoints(folder, {}, ORIGIN).save(saved)
+    restored = Checkpoints(folder, {}, ORIGIN).restore(saved)
+    assert jnp.array_equal(restored.state["key"], saved.state["key"])
+    largest = max(folder.glob("1/state/**/*"), key=lambda file: file.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    assert len(content) > 10_000  # normal numbers cannot be compressed: it is they
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    with pytest.raises(ValueError, match="checkpoint after task 1 cannot be read"):
+        Checkpoints(folder, {}, ORIGIN).restore(saved)
+
+
+def test_a_checkpoint_from_before_a_field_has_its_default(tmp_path):
+    folder = tmp_path / "run"
+    Checkpoints(folder, {"head": "shared"}, ORIGIN).save(progress(1, 0.5))
+    now = {"head": "shared", "label_smoothing": 0.0}
+    assert Checkpoints(folder, now, ORIGIN).restore(progress(0, 0.0)).tasks_done == 1
+    with pytest.raises(ValueError, match=r"its label_smoothing is 0\.0; this one's is 0\.1"):
+        Checkpoints(folder, now | {"label_smoothing": 0.1}, ORIGIN).restore(progress(0, 0.0))
+
+
 def test_foreign_and_corrupt_checkpoints_are_refused(tmp_path):
     folder = tmp_path / "run"
     Checkpoints(folder, {"head": "shared"}, ORIGIN).save(progress(1, 0.5))
     with pytest.raises(ValueError, match="its head is 'shared'; this one's is 'frozen'"):
         Checkpoints(folder, {"head": "frozen"}, ORIGIN).restore(progress(0, 0.0))
+    origins = folder / "1" / "origins" / "metadata"
+    whole = origins.read_bytes()
+    origins.write_text("5")
+    with pytest.raises(ValueError, match="checkpoint after task 1 cannot be read"):
+        Checkpoints(folder, {"head": "shared"}, ORIGIN).restore(progress(0, 0.0))
+    origins.write_bytes(whole)
     for file in folder.glob("1/state/**/*"):
         if file.is_file():
             file.write_bytes(b"")

@@ -1,10 +1,13 @@
+import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from benchmarks import __main__ as cli
-from benchmarks import files, report, results
+from benchmarks import files, jobs, presets, report, results
 from benchmarks.methods import METHODS
 
 QUICK = ["--num-tasks", "2", "--examples-per-task", "200", "--epochs", "1", "--seeds", "2"]
@@ -165,6 +168,25 @@ def test_a_failed_write_leaves_the_old_results_whole(folder, tmp_path, monkeypat
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"method": "old"}, "unknown method 'old'"),
+        ({"preset": "old"}, "unknown preset 'old'"),
+        ({"head": "old"}, "unknown head 'old'"),
+        ({"unheard-of": 1}, "unheard-of"),
+    ],
+)
+def test_results_of_what_is_unknown_are_refused(folder, tmp_path, change, match):
+    result = results.load_all(folder)[0]
+    own = {k: v for k, v in change.items() if k in results.Result._fields}
+    other = {k: v for k, v in change.items() if k not in own}
+    path = results.save(result._replace(config=result.config | other, **own), tmp_path)
+    with pytest.raises(ValueError, match=match) as error:
+        results.load(path)
+    assert str(path) in str(error.value)
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"format": 99}', '{"format": 1}', "{"])
 def test_foreign_files_are_refused(tmp_path, text):
     path = tmp_path / "b" / "x.json"
@@ -224,7 +246,10 @@ def test_report_sets_the_papers_numbers_beside_ours():
             ["split-digits", "--network", "vgg-11"],
             "takes images of 32 x 32 pixels or more, but these have 8 x 8. Choose --network mlp",
         ),
+        (["--seeds", "3000000000-3000000000"], "3000000000'; expected how many"),
         (["--data", "absent.npz"], "absent.npz: no such file"),
+        (["--data", "digits"], "--data is 'digits'; expected the path of an .npz file"),
+        (["--out", __file__], "test_cli.py'. Choose a folder that can be written to"),
         (["report", "nowhere"], "nowhere: no results"),
     ],
 )
@@ -245,20 +270,45 @@ def test_all_benchmarks_are_checked_before_the_first_runs(tmp_path, capsys):
 
 def test_own_data(tmp_path, capsys):
     rng = np.random.default_rng(0)
-    y = {"train": rng.integers(0, 3, 300), "test": rng.integers(0, 3, 100)}
-    prototypes = rng.integers(0, 256, (3, 6, 5))
+    y = {"train": rng.integers(0, 4, 400), "test": rng.integers(0, 4, 100)}
+    prototypes = rng.integers(0, 256, (4, 6, 5))
     np.savez(
         tmp_path / "mine.npz",
         **{f"x_{s}": prototypes[y[s]].astype(np.uint8) for s in y},
         **{f"y_{s}": y[s] for s in y},
     )
     out = tmp_path / "out"
-    argv = ["--data", str(tmp_path / "mine.npz"), "--num-tasks", "2", "--seeds", "1"]
-    assert cli.main([*argv, "--methods", "rgo", "--out", str(out)]) == 0
+    argv = ["--data", str(tmp_path / "mine.npz"), "--seeds", "1", "--epochs", "2"]
+    argv += ["--methods", "rgo", "--out", str(out)]
+    assert cli.main(argv) == 2
+    assert "has 4 classes; expected a divisor" in capsys.readouterr().err
+    assert cli.main([*argv, "--tasks", "2"]) == 0
     (result,) = results.load_all(out)
-    assert result.benchmark == "permuted-mine.npz"
+    assert result.benchmark == "split-mine.npz"
     assert result.acc[0] > 95
     assert str(tmp_path) not in json.dumps(result.config)
+    # Where there is no terminal to draw a bar on, a line for each task.
+    lines = capsys.readouterr().out.splitlines()
+    assert "split-mine.npz rgo num_tasks=2 epochs=2" in lines
+    assert [line for line in lines if line.startswith("task 1/2, ACC ")]
+
+
+def test_the_bar_tells_how_far_it_is_and_how_long_it_will_take():
+    clock = [0.0]
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    bar = jobs.progress_bar(console, lambda: clock[0])
+    config = presets.config("permuted-digits")  # ten tasks of 500 steps
+    display = jobs.Display(bar, SimpleNamespace(config=config, checkpoint_every=1), None)
+    for piece in range(1, 5):  # a minute for each tenth of a task
+        clock[0] += 60
+        display.on_piece(0, piece / 10)
+    (shown,) = bar.tasks
+    assert shown.description == "task 1/10, step 200/500"
+    assert shown.time_remaining == pytest.approx(96 * 60, rel=0.4)
+    console.print(bar.get_renderable())
+    (line,) = console.file.getvalue().splitlines()
+    assert "task 1/10, step 200/500 " in line
+    assert "1:36:00" in line
 
 
 def test_help_names_everything(capsys):

@@ -98,6 +98,7 @@ def test_validation_holds_out_training_data():
         ({"y_train": np.zeros(11, int)}, r"y_train has shape \(11,\); expected \(12,\)"),
         ({"y_train": np.zeros(12)}, "y_train has dtype float64; expected integers"),
         ({"y_train": np.full(12, -1)}, "has the label -1"),
+        ({"y_train": np.full(12, 2**32 + 1)}, "has the label 4294967297; expected labels that num"),
         ({"superclasses": np.zeros(9, int)}, r"superclasses has shape \(9,\); expected \(3,\)"),
         ({"superclasses": np.zeros(3)}, "superclasses has dtype float64; expected integers"),
         ({"superclasses": np.array([0, 2, 0])}, "superclasses has the values 0, 2; expected all"),

@@ -43,12 +43,27 @@ def test_every_method_runs_under_every_head_policy(digits, method, head):
     assert not np.array_equal(run.r[0], run.r[1])  # seeds differ
 
 
+def in_colour(images):
+    """Grey images, four times as high and wide and each in a colour of its own."""
+    colours = np.random.default_rng(0).uniform(0.3, 1, (len(images), 1, 1, 3))
+    large = images.repeat(4, axis=1).repeat(4, axis=2)
+    return (large[..., None] * colours).astype(np.uint8)
+
+
 @pytest.mark.parametrize("network", ["lenet-5", pytest.param("resnet-18", marks=pytest.mark.slow)])
 def test_splits_by_class_are_learned(digits, network, monkeypatch):
-    """On grey images of 8 x 8, with classes of different sizes; heads of two classes each."""
-    narrow = ARCHITECTURES["resnet-18"].build.func
-    monkeypatch.setitem(ARCHITECTURES, "resnet-18", Architecture(partial(narrow, width=4), ()))
-    config = presets.config("split-digits", network=network, num_tasks=5, epochs=3)
+    """With classes of different sizes; heads of two classes each.
+
+    ResNet-18 on colour images of CIFAR's size, an eighth as wide as in the paper, at its rate and
+    without normalisation.
+    """
+    epochs = 3
+    if network == "resnet-18":
+        narrow = ARCHITECTURES["resnet-18"].build.func
+        monkeypatch.setitem(ARCHITECTURES, "resnet-18", Architecture(partial(narrow, width=8), ()))
+        epochs = 12
+        digits = digits._replace(x_train=in_colour(digits.x_train), x_test=in_colour(digits.x_test))
+    config = presets.config("split-digits", network=network, num_tasks=5, epochs=epochs)
     config = experiment.fitted(dataclasses.replace(config, learning_rate=0.03), digits)
     run = train.run(config, METHODS["rgo"], digits, seeds=range(1))
     assert (np.diagonal(run.r[0]) > 0.75).all()  # two classes: 0.5 is chance
@@ -142,6 +157,16 @@ def test_head_policies(policy):
             + 4096 * 2048 + 2048 * 2048 + 2048 * 10 + 448 + 4096 + 10,
         ),
         (
+            "alexnet-7",
+            25 * 3 * 64 + 16 * 64 * 128 + 2 * 9 * 128**2
+            + 3200 * 2048 + 2048 * 2048 + 2048 * 10 + 448 + 4096 + 10,
+        ),
+        (
+            "vgg-13",
+            9 * (3 * 64 + 64**2 + 64 * 128 + 128**2 + 128 * 256 + 256**2 + 256 * 512 + 3 * 512**2)
+            + 5120 + 2 * (64 + 128 + 256 + 2 * 512) + 10,
+        ),
+        (
             "vgg-11",
             9 * (3 * 64 + 64 * 128 + 128 * 256 + 256**2 + 256 * 512 + 3 * 512**2)
             + 5120 + 64 + 128 + 2 * 256 + 4 * 512 + 10,
@@ -162,6 +187,21 @@ def test_architectures(name, parameters):
     assert sum(p.size for p in jax.tree.leaves(params)) == parameters
     logits = jax.eval_shape(network.apply, {"params": params}, x, 0)
     assert logits.shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes", "match"),
+    [
+        ((2, 3, 8, 3), {}, r"shape \(2, 3, 8, 3\); expected images .* of 4 x 4 pixels or more"),
+        ((2, 784), {}, r"shape \(2, 784\); expected images"),
+        ((2, 8, 8, 3), {"head": "per-task"}, "head is 'per-task'; expected one of shared, frozen"),
+    ],
+)
+def test_networks_refuse_what_they_cannot_take(shape, changes, match):
+    build = ARCHITECTURES["lenet-5"].build
+    given = {"num_classes": 2, "num_tasks": 3, "head": "shared", "fel": True} | changes
+    with pytest.raises(ValueError, match=match):
+        build(**given).init(jax.random.key(0), jnp.zeros(shape), 0)
 
 
 @pytest.mark.parametrize("on_convs", [True, False])
@@ -229,6 +269,17 @@ def test_cosine_schedule_starts_anew_in_each_task():
     assert float(constant(12_345)) == pytest.approx(0.1)
 
 
+def test_the_papers_rates_of_mini_imagenet():
+    """0.01 for twenty epochs, 0.03 for the 2000 steps of Table 1, both as the preset has them."""
+    rates = {
+        epochs: presets.config("split-mini-imagenet", epochs=epochs).learning_rate
+        for epochs in (None, 20, 8)
+    }
+    assert rates == {None: 0.01, 20: 0.01, 8: 0.03}
+    assert presets.config("split-mini-imagenet", epochs=8).steps_per_task == 2000
+    assert presets.config("split-mini-imagenet", epochs=8, learning_rate=0.2).learning_rate == 0.2
+
+
 def test_protocol_los_is_the_papers():
     config = presets.config("permuted-mnist")
     assert (config.num_tasks, config.steps_per_task, config.batch_size) == (20, 1000, 10)
@@ -252,6 +303,10 @@ def test_protocol_los_is_the_papers():
         ({"benchmark": "permuted-mnist", "num_tasks": 0}, "num_tasks is 0; expected more than 0"),
         ({"benchmark": "permuted-mnist", "alpha": -1}, "alpha is -1; expected more than 0"),
         ({"benchmark": "permuted-mnist", "label_smoothing": 1}, "label_smoothing is 1; expected 0"),
+        (
+            {"benchmark": "split", "data": "mnist"},
+            "--data is 'mnist'; expected the path of an",
+        ),
         ({"benchmark": "permuted-mnist", "data": "a.npz"}, "for --data.*permuted, rotated"),
     ],
 )
