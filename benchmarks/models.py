@@ -142,13 +142,8 @@ class FeedForward(Network, kw_only=True):
         Raises:
           ValueError: no images where there are convolutions, or too small for their pools.
         """
-        smallest = smallest_image(self.convs)
-        if self.convs and (x.ndim != 4 or min(x.shape[1:3]) < smallest):
-            raise ValueError(
-                f"x has shape {x.shape}; expected images [b, height, width, channels] of "
-                f"{smallest} x {smallest} pixels or more. Enlarge them, or take a network with "
-                "fewer pools."
-            )
+        if self.convs:
+            _check_images(x, smallest_image(self.convs))
         encode = self.encoder(task_id)
 
         for window, features, pool in self.convs:
@@ -176,7 +171,12 @@ class ResNet18(Network, kw_only=True):
 
     @nn.compact
     def __call__(self, x: jax.Array, task_id: jax.Array) -> jax.Array:
-        """Logits ``[b, num_classes]`` of ``x [b, height, width, channels]``."""
+        """Logits ``[b, num_classes]`` of ``x [b, height, width, channels]``.
+
+        Raises:
+          ValueError: no images.
+        """
+        _check_images(x, 1)
         encode = self.encoder(task_id)
 
         def conv(features: int, window: int, strides: int, init: Any) -> Conv:
@@ -201,6 +201,14 @@ class ResNet18(Network, kw_only=True):
 def smallest_image(convs: Sequence[ConvLayer]) -> int:
     """The height and width of which these convolutions leave one pixel."""
     return int(2 ** sum(conv.pool for conv in convs))
+
+
+def _check_images(x: jax.Array, smallest: int) -> None:
+    if x.ndim != 4 or min(x.shape[1:3]) < smallest:
+        raise ValueError(
+            f"x has shape {x.shape}; expected images [b, height, width, channels] of {smallest} x "
+            f"{smallest} pixels or more. Enlarge them, or take a network with fewer pools, or mlp."
+        )
 
 
 def max_pool(x: jax.Array) -> jax.Array:

@@ -125,6 +125,14 @@ def test_npz_that_is_not_one(tmp_path):
         data.load(str(tmp_path / "absent.npz"))
 
 
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RGO_JAX_CACHE", str(tmp_path / "file"))
+    decoded = {"x_train": np.zeros((2**20, 3), np.uint8)}
+    with pytest.raises(ValueError, match=r"file/key\.npz: cannot.*Set RGO_JAX_CACHE.*3 MiB"):
+        data._cached("name", "key", lambda: decoded)
+
+
 def test_unknown_name():
     with pytest.raises(ValueError, match="Unknown dataset 'imagenet'; expected one of digits, mn"):
         data.load("imagenet")

@@ -194,12 +194,13 @@ def test_architectures(name, parameters):
     [
         ((2, 3, 8, 3), {}, r"shape \(2, 3, 8, 3\); expected images .* of 4 x 4 pixels or more"),
         ((2, 784), {}, r"shape \(2, 784\); expected images"),
+        ((2, 784), {"name": "resnet-18"}, r"shape \(2, 784\); expected images .* of 1 x 1"),
         ((2, 8, 8, 3), {"head": "per-task"}, "head is 'per-task'; expected one of shared, frozen"),
     ],
 )
 def test_networks_refuse_what_they_cannot_take(shape, changes, match):
-    build = ARCHITECTURES["lenet-5"].build
     given = {"num_classes": 2, "num_tasks": 3, "head": "shared", "fel": True} | changes
+    build = ARCHITECTURES[given.pop("name", "lenet-5")].build
     with pytest.raises(ValueError, match=match):
         build(**given).init(jax.random.key(0), jnp.zeros(shape), 0)
 
