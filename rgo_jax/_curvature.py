@@ -68,7 +68,9 @@ def curvature_output(
         known = ", ".join(repr(name) for name in _HESSIANS)
         raise ValueError(f"loss is {loss!r}; expected one of {known}, or a function.")
     weights = jax.lax.stop_gradient(jnp.sqrt(hessian).astype(outputs.dtype))
-    return jnp.mean(jnp.sum(weights * outputs, axis=-1))
+    # Logits that mask classes of other tasks are -inf, and have no weight.
+    weighted = weights * jnp.where(weights > 0, outputs, 0)
+    return jnp.mean(jnp.sum(weighted, axis=-1))
 
 
 def _softmax_cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:

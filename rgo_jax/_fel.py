@@ -18,16 +18,19 @@ def fel_permutation(
     keep only the seed. Golden tests guard it on every supported version of jax.
 
     Args:
-      task_id: integer scalar, may be traced.
+      task_id: integer scalar from 0 to 2**31 - 1, may be traced.
       n: number of features.
       seed: integer scalar from 0 to 2**31 - 1, may be traced; one for a whole network.
-      layer: integer scalar, may be traced; a different one for each layer of a network.
+      layer: integer scalar from 0 to 2**31 - 1, may be traced; a different one for each layer of a
+        network.
 
     Returns:
       int32 ``[n]``, each of 0 to n - 1 once.
 
     Raises:
-      ValueError: ``seed`` out of range.
+      ValueError: ``seed``, ``layer`` or ``task_id`` is no scalar or, as far as is known, out of
+        range.
+      TypeError: one of them is no integer.
 
     Example:
       >>> import rgo_jax
@@ -37,14 +40,26 @@ def fel_permutation(
     References:
       Feature encoding layer, section 4.4. https://arxiv.org/abs/2201.12522
     """
-    if isinstance(seed, int) and not 0 <= seed < 2**31:
-        raise ValueError(f"seed is {seed}; expected 0 to 2**31 - 1.")
-    # Both settings below are globals of jax that change the numbers drawn; the permutations are
-    # part of a trained network, so they must not depend on them.
+    for name, value in (("seed", seed), ("layer", layer), ("task_id", task_id)):
+        _check_integer(name, value)
+        # A traced one has no value to look at.
+        if not isinstance(value, jax.core.Tracer) and not 0 <= np.asarray(value) < 2**31:
+            raise ValueError(f"{name} is {value}; expected 0 to 2**31 - 1.")
+    # Globals of jax change the numbers drawn: how they are spread, by which generator, and, in
+    # jax.random.key, what is added to the seed. The permutations are part of a trained network, so
+    # they must not depend on them.
     with jax.threefry_partitionable(True):
-        key = jax.random.key(jnp.asarray(seed, jnp.int32), impl="threefry2x32")
+        words = jnp.stack([jnp.uint32(0), jnp.asarray(seed).astype(jnp.uint32)])
+        key = jax.random.wrap_key_data(words, impl="threefry2x32")
         key = jax.random.fold_in(jax.random.fold_in(key, layer), task_id)
         return jax.random.permutation(key, n).astype(jnp.int32)
+
+
+def _check_integer(name: str, value: jax.typing.ArrayLike) -> None:
+    if jnp.shape(value):
+        raise ValueError(f"{name} has shape {jnp.shape(value)}; expected a scalar.")
+    if not jnp.issubdtype(jnp.result_type(value), jnp.integer):
+        raise TypeError(f"{name} is {value!r}; expected an integer.")
 
 
 def fel_encode(
@@ -126,8 +141,7 @@ def look_up(
             f"expected [num_tasks, {n}]. A layer that is called with different numbers of features "
             "or stacked by a lifted transform cannot have a table of its own: leave it out."
         )
-    if jnp.shape(task_id):
-        raise ValueError(f"task_id has shape {jnp.shape(task_id)}; expected a scalar.")
+    _check_integer("task_id", task_id)
     # A traced task_id has no value to look at.
     if not isinstance(task_id, jax.core.Tracer) and not 0 <= np.asarray(task_id) < len(table):
         raise ValueError(

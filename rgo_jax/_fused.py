@@ -116,6 +116,8 @@ def hooks(
         del options
         x, kernel, bias = arrays
         computed = dtype or jnp.result_type(*(array for array in arrays if array is not None))
+        if not jnp.issubdtype(computed, jnp.inexact):
+            raise ValueError(f"dtype is {jnp.dtype(computed)}; expected floating point.")
         if bias is not None:
             bias = project_gradient(bias, bias_projection).astype(computed)
         return x, kernel, bias
@@ -175,6 +177,8 @@ def dot(
 
         # JAX's own transpose knows how to sum over devices that the rows are spread over.
         (gradient,) = jax.linear_transpose(product, kernel)(outputs)
+        # A loss with input gradients in it (a gradient penalty) reaches the kernel through here.
+        kernel = project_gradient(kernel, projection)
         gradient_x = jnp.matmul(g, kernel.astype(dtype).T, precision=precision)
         return gradient_x.astype(x.dtype), gradient, None
 

@@ -173,6 +173,11 @@ def _curvature_vectors(state: _state.RgoState, grads: optax.Updates) -> Any:
 
 
 def _check_alpha(alpha: jax.typing.ArrayLike) -> None:
+    if jnp.shape(alpha):
+        raise ValueError(
+            f"alpha has shape {jnp.shape(alpha)}; expected a scalar. For one of each model's own, "
+            "jax.vmap over models."
+        )
     # A traced alpha has no value to look at; the caller who traces it has seen the number.
     if not isinstance(alpha, jax.core.Tracer) and not np.all(np.asarray(alpha) > 0):
         raise ValueError(

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rgo_jax import _geometry, _projection
 from rgo_jax._geometry import Path
@@ -98,17 +99,17 @@ def check_shapes(gradients: Any, params: Any) -> None:
 
 def marks_of(paths: Iterable[Path], marks: Any, what: str) -> dict[Path, bool]:
     """What a bool, or a tree of bools like the parameters, says of each leaf."""
-    if isinstance(marks, bool):
-        return dict.fromkeys(paths, marks)
+    if isinstance(marks, bool | np.bool_):
+        return dict.fromkeys(paths, bool(marks))
     by_path = _geometry.leaves_by_path(marks)
     for path in paths:
         mark = by_path.get(path)
-        if not isinstance(mark, bool):
+        if not isinstance(mark, bool | np.bool_):
             raise ValueError(
                 f"{what} has {mark!r} for {_geometry.path_name(path)!r}; expected a bool, or a "
                 f"tree of bools like the parameters. It has {_names(by_path)}."
             )
-    return by_path
+    return {path: bool(mark) for path, mark in by_path.items()}
 
 
 def _names(leaves: dict[Path, Any]) -> str:

@@ -111,7 +111,7 @@ def projection_memory(params: Any, *, fan_in: Any = None) -> dict[str, float]:
 
     def mib(path: _geometry.Path, leaf: Any) -> float:
         shape = _geometry.projection_shape(path, leaf, specs[path])
-        return math.prod(shape) * _projection.dtype_for(leaf.dtype).itemsize / _MIB
+        return math.prod(shape) * _projection.dtype_for(jnp.result_type(leaf)).itemsize / _MIB
 
     return {
         _geometry.path_name(path): mib(path, leaf)

@@ -155,7 +155,9 @@ def rgo(
 
     Args:
       learning_rate: a scalar or a schedule. The paper uses a constant; decaying the rate inside
-        each task forgets less.
+        each task forgets less. A schedule's count goes on from task to task: set it back
+        (``optax.tree.set(state, count=jnp.zeros([], jnp.int32))``), or have the schedule start anew
+        (``lambda count: schedule(count % steps_per_task)``).
       momentum: decay of the momentum, or None for none, as in the paper. It is applied to the
         projected gradients, and what has built up in one task moves the parameters at the start of
         the next, unprojected: between tasks set it back to zero

@@ -75,7 +75,7 @@ class FeatureEncoding(nn.Module):
                     self.get_variable(_ENCODINGS, "permutations"),
                     task_id,
                     axis=self.axis,
-                    name="/".join(self.path),
+                    name=_name(self),
                 )
         return _fel.fel_encode(x, task_id, seed=self.seed, layer=self.layer, axis=self.axis)
 
@@ -192,6 +192,10 @@ def _handed(module: nn.Module, name: str) -> jax.Array | None:
     return projection
 
 
+def _name(module: nn.Module) -> str:
+    return "/".join(module.path) or type(module).__name__
+
+
 def _with_hook(
     module: Any, base: type[Any], hook: str, function: Callable[..., jax.Array], inputs: jax.Array
 ) -> jax.Array:
@@ -203,13 +207,13 @@ def _with_hook(
         default = {field.name: field.default for field in dataclasses.fields(base)}.get(name)
         if getattr(module, name, default) is not default:
             raise ValueError(
-                f"{name} is set on {module.name!r}, which a layer of rgo_jax.linen does not "
+                f"{name} is set on {_name(module)!r}, which a layer of rgo_jax.linen does not "
                 f"support. Use flax.linen.{base.__name__} for it."
             )
     if getattr(module, hook) is not None or getattr(module, f"{hook}_cls") is not None:
         raise ValueError(
-            f"{hook} is set on {module.name!r}, but a layer of rgo_jax.linen puts its own there to "
-            f"project gradients. Use flax.linen.{base.__name__} for it."
+            f"{hook} is set on {_name(module)!r}, but a layer of rgo_jax.linen puts its own there "
+            f"to project gradients. Use flax.linen.{base.__name__} for it."
         )
     fields = {
         field.name: getattr(module, field.name)
@@ -267,7 +271,8 @@ def projected_by(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> A
     """Which parameters' gradients a model projects by itself, for ``rgo(projected=...)``.
 
     For models that mix this module's layers with others. Traces the model's forward pass and
-    computes nothing.
+    computes nothing. A scan inside the model is traced step by step: of long sequences pass a short
+    piece.
 
     Args:
       module: the model.
@@ -317,7 +322,7 @@ def encodings(
       params: the model's ``params``; their shapes will do.
       num_tasks: how many tasks there are at most. With the collection a ``task_id`` is from 0 to
         ``num_tasks - 1``, which is not checked where it is traced.
-      *args: arguments of one call of the model.
+      *args: arguments of one call of the model, as for `projected_by`.
       **kwargs: as ``args``.
 
     Returns:

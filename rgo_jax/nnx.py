@@ -77,7 +77,11 @@ class FeatureEncoding(nnx.Module):
         """Permutes ``x`` along the feature axis for ``task_id``, an integer that may be traced."""
         if self.permutations is not None:
             return _fel.look_up(
-                x, self.permutations[...], task_id, axis=self.axis, name="FeatureEncoding"
+                x,
+                self.permutations[...],
+                task_id,
+                axis=self.axis,
+                name=f"FeatureEncoding(layer={self.layer})",
             )
         return _fel.fel_encode(x, task_id, seed=self.seed, layer=self.layer, axis=self.axis)
 

@@ -109,6 +109,18 @@ def test_saturated_logits_give_finite_gradients(logit, label):
     np.testing.assert_allclose(value[0, label], exact, rtol=1e-3, atol=1e-12)
 
 
+def test_masked_logits_have_no_weight():
+    """Classes of other tasks at -inf."""
+    masked, whole = jnp.array([[1.0, 2.0, -jnp.inf]]), jnp.array([[1.0, 2.0]])
+    for labels in (jnp.array([0]), jnp.array([1])):
+        with jax.debug_nans(True):
+            value, grads = jax.value_and_grad(rgo_jax.curvature_output)(masked, labels)
+        expected = jax.value_and_grad(rgo_jax.curvature_output)(whole, labels)
+        np.testing.assert_allclose(value, expected[0], rtol=1e-6)
+        np.testing.assert_allclose(grads[:, :2], expected[1], rtol=1e-6)
+        assert float(grads[0, 2]) == 0
+
+
 def test_no_gradient_flows_through_the_weights():
     with_flow = jax.grad(
         lambda w: jnp.mean(

@@ -35,10 +35,22 @@ def test_golden_many_features():
     assert hashlib.sha256(ours.astype("<i4").tobytes()).hexdigest()[:16] == "c70a94a3cd597b3a"
 
 
-def test_seed_out_of_range():
-    for seed in (-1, 2**31):
-        with pytest.raises(ValueError, match="expected 0 to 2"):
-            rgo_jax.fel_permutation(0, 4, seed=seed)
+@pytest.mark.parametrize("name", ["seed", "layer", "task_id"])
+def test_what_is_no_index_is_refused(name):
+    def permutation(value):
+        return rgo_jax.fel_permutation(**({"task_id": 0, "n": 4} | {name: value}))
+
+    for value in (-1, 2**31, np.int64(2**32), jnp.int32(-1)):
+        with pytest.raises(ValueError, match=f"{name} is .*; expected 0 to 2"):
+            permutation(value)
+    with pytest.raises(ValueError, match=rf"{name} has shape \(1,\); expected a scalar"):
+        permutation(np.array([1]))
+    with pytest.raises(TypeError, match=rf"{name} is 1\.5; expected an integer"):
+        permutation(1.5)
+    with pytest.raises(TypeError, match=f"{name} is .*; expected an integer"):
+        jax.jit(permutation)(1.5)
+    for value in (2**31 - 1, np.int64(5), jnp.uint8(3)):
+        assert sorted(permutation(value).tolist()) == [0, 1, 2, 3]
 
 
 @hypothesis.given(
@@ -81,6 +93,11 @@ def test_is_the_same_traced_mapped_and_under_other_settings():
         assert rgo_jax.fel_permutation(5, 16, seed=1, layer=2).tolist() == expected
     with jax.default_prng_impl("rbg"):
         assert rgo_jax.fel_permutation(5, 16, seed=1, layer=2).tolist() == expected
+    jax.config.update("jax_random_seed_offset", 7)
+    try:
+        assert rgo_jax.fel_permutation(5, 16, seed=1, layer=2).tolist() == expected
+    finally:
+        jax.config.update("jax_random_seed_offset", 0)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int8, bool])

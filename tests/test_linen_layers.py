@@ -54,6 +54,30 @@ def test_fused_dense_gives_the_same_input_gradient_and_maps_over_seeds():
         )
 
 
+@pytest.mark.parametrize("rows", [3, 8])  # fewer and more than features: both backward passes
+def test_losses_with_input_gradients_are_projected(rows):
+    """A gradient penalty reaches the kernel through the gradient in the inputs."""
+    model, x = rgo_jax.linen.Dense(6), jax.random.normal(jax.random.key(0), (rows, 4))
+    params = model.init(jax.random.key(1), x)["params"]
+    tx = rgo_jax.scale_by_rgo()
+    state = tx.init(params)
+    kernel = jnp.diag(jnp.array([1, 0.5, 0.1, 0.01]))
+    state = state._replace(projection=state.projection | {"kernel": kernel})
+
+    def grads(collections):
+        def penalty(params):
+            def output(x):
+                return jnp.sum(jnp.tanh(model.apply({"params": params} | collections, x)))
+
+            return jnp.sum(jax.grad(output)(x) ** 2)
+
+        return jax.grad(penalty)(params)
+
+    expected, _ = tx.update(grads({}), state)
+    ours = grads({"projections": rgo_jax.linen.projections(state)})
+    chex.assert_trees_all_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_fused_layers_under_remat_scan_and_vmap():
     class Block(nn.Module):
         @nn.compact
@@ -229,7 +253,9 @@ def test_projections_errors():
     with pytest.raises(ValueError, match=r"mask is set.*flax\.linen\.Conv"):
         conv.init(jax.random.key(0), jnp.ones((1, 4, 4, 3)))
     model = rgo_jax.linen.Dense(2, dot_general=jax.lax.dot_general)
-    with pytest.raises(ValueError, match=r"dot_general is set.*flax\.linen\.Dense"):
+    with pytest.raises(ValueError, match="dtype is int32; expected floating point"):
+        rgo_jax.linen.Dense(3, dtype=jnp.int32).init(jax.random.key(0), jnp.zeros((1, 2)))
+    with pytest.raises(ValueError, match=r"dot_general is set on 'Dense'.*flax\.linen\.Dense"):
         model.init(jax.random.key(0), jnp.ones((1, 3)))
 
 

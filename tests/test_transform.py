@@ -41,6 +41,29 @@ def test_is_sgd_bitwise_before_the_first_update():
     jax.tree.map(np.testing.assert_array_equal, updates, expected)
 
 
+def test_a_schedule_starts_anew_in_each_task():
+    """Either way that the docstring of rgo tells of."""
+    params, grads = jnp.zeros(2), jnp.ones(2)
+
+    def rates(learning_rate, between_tasks):
+        tx = rgo_jax.rgo(learning_rate)
+        state, found = tx.init(params), []
+        for _ in range(2):
+            for _ in range(3):
+                updates, state = tx.update(grads, state, params)
+                found.append(-float(updates[0]))
+            state = between_tasks(rgo_jax.rls_update(state, grads))
+        return np.array(found)
+
+    decay = optax.linear_schedule(0.3, 0.0, 3)
+    set_back = rates(decay, lambda state: optax.tree.set(state, count=jnp.zeros([], jnp.int32)))
+    anew = rates(lambda count: decay(count % 3), lambda state: state)
+    np.testing.assert_allclose(set_back[:3], [0.3, 0.2, 0.1], rtol=1e-5)
+    np.testing.assert_allclose(set_back[3:] / set_back[3], [1, 2 / 3, 1 / 3], rtol=1e-5)
+    np.testing.assert_allclose(anew, set_back, rtol=1e-5)
+    assert not rates(decay, lambda state: state)[3:].any()
+
+
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_momentum_acts_on_projected_gradients(nesterov):
     params = params_tree()
@@ -221,6 +244,12 @@ def test_memory_is_known_before_training_and_matches_the_state():
     assert sum(memory.values()) == sum(p.nbytes for p in jax.tree.leaves(state.projection)) / 2**20
 
 
+def test_memory_of_what_jax_makes_of_numpys_float64():
+    params = {"w": np.zeros((512, 3))}
+    (kept,) = jax.tree.leaves(rgo_jax.scale_by_rgo().init(params).projection)
+    assert rgo_jax.projection_memory(params) == {"w": kept.nbytes / 2**20}
+
+
 class TestErrors:
     def test_scalar_leaf(self):
         with pytest.raises(ValueError, match=r"'layer/scale' has shape \(\).*optax.masked"):
@@ -282,6 +311,15 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"alpha is .*; expected a positive number"):
             rgo_jax.rls_update(state, jnp.zeros(3), alpha=alpha)
         with pytest.raises(ValueError, match=r"alpha is .*; expected a positive number"):
+            rgo_jax.consolidate(state, lambda g: g, jnp.zeros((2, 3)), alpha=alpha)
+
+    def test_alpha_of_several_numbers(self):
+        state = rgo_jax.rgo(0.1).init(jnp.zeros(3))
+        alpha = jnp.array([1.0, 2.0, 3.0])
+        for update in (rgo_jax.rls_update, jax.jit(rgo_jax.rls_update)):
+            with pytest.raises(ValueError, match=r"alpha has shape \(3,\); expected a scalar"):
+                update(state, jnp.zeros(3), alpha=alpha)
+        with pytest.raises(ValueError, match=r"alpha has shape \(3,\); expected a scalar"):
             rgo_jax.consolidate(state, lambda g: g, jnp.zeros((2, 3)), alpha=alpha)
 
     def test_alpha_may_be_traced(self):
