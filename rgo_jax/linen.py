@@ -2,6 +2,8 @@
 
 import contextvars
 import dataclasses
+import inspect
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -222,9 +224,13 @@ def _with_hook(
     }
     bias_projection = _handed(module, "bias") if module.use_bias else None
     promote_dtype, linear_map = _fused.hooks(function, bias_projection)
-    inner = base(**(fields | {"promote_dtype": promote_dtype, hook: linear_map}))
-    nn.share_scope(module, inner)
-    y: jax.Array = inner(inputs)
+    fields |= {"promote_dtype": promote_dtype, hook: linear_map, "param": module.param}
+    # Of a convolution: a property, not a field.
+    fields["shared_weights"] = getattr(module, "shared_weights", None)
+    # Flax's function without what Flax wraps methods in: to whoever captures or intercepts there
+    # would be a second layer inside this one.
+    unwrapped = inspect.unwrap(base.__call__)
+    y: jax.Array = unwrapped(types.SimpleNamespace(**fields), inputs)
     return y
 
 

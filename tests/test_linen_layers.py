@@ -227,8 +227,23 @@ def test_captured_intermediates_are_the_outputs():
     ):
         variables = layer.init(jax.random.key(1), x)
         y, kept = layer.apply(variables, x, capture_intermediates=True)
-        for captured in kept["intermediates"]["__call__"]:
-            np.testing.assert_array_equal(captured, y)
+        (captured,) = kept["intermediates"]["__call__"]
+        np.testing.assert_array_equal(captured, y)
+
+
+def test_interceptors_see_one_layer():
+    def double(call, args, kwargs, context):
+        return (2 if context.method_name == "__call__" else 1) * call(*args, **kwargs)
+
+    for layer, shape in (
+        (rgo_jax.linen.Dense(4), (2, 3)),
+        (rgo_jax.linen.Conv(4, (3, 3)), (2, 5, 5, 3)),
+    ):
+        x = jax.random.normal(jax.random.key(0), shape)
+        variables = layer.init(jax.random.key(1), x)
+        with nn.intercept_methods(double):
+            doubled = layer.apply(variables, x)
+        np.testing.assert_allclose(doubled, 2 * layer.apply(variables, x), rtol=1e-6)
 
 
 def test_empty_batch():
