@@ -101,7 +101,7 @@ def marks_of(paths: Iterable[Path], marks: Any, what: str) -> dict[Path, bool]:
     """What a bool, or a tree of bools like the parameters, says of each leaf."""
     if isinstance(marks, bool | np.bool_):
         return dict.fromkeys(paths, bool(marks))
-    by_path = _geometry.leaves_by_path(marks)
+    by_path, found = _geometry.leaves_by_path(marks), {}
     for path in paths:
         mark = by_path.get(path)
         if not isinstance(mark, bool | np.bool_):
@@ -109,7 +109,8 @@ def marks_of(paths: Iterable[Path], marks: Any, what: str) -> dict[Path, bool]:
                 f"{what} has {mark!r} for {_geometry.path_name(path)!r}; expected a bool, or a "
                 f"tree of bools like the parameters. It has {_names(by_path)}."
             )
-    return {path: bool(mark) for path, mark in by_path.items()}
+        found[path] = bool(mark)
+    return found
 
 
 def _names(leaves: dict[Path, Any]) -> str:

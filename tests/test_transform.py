@@ -163,7 +163,9 @@ def test_projected_leaf_by_leaf():
     np.testing.assert_array_equal(mixed["a"], params["a"])
     np.testing.assert_array_equal(mixed["b"], all_by_transform["b"])
     assert np.abs(mixed["b"] - params["b"]).max() > 0.1
-    numpys = rgo_jax.scale_by_rgo(projected={"a": np.True_, "b": np.False_}).update(params, state)
+    # Of leaves that RGO does not cover nothing is asked.
+    marks = {"a": np.True_, "b": np.False_, "c": np.zeros(2)}
+    numpys = rgo_jax.scale_by_rgo(projected=marks).update(params, state)
     jax.tree.map(np.testing.assert_array_equal, numpys[0], mixed)
     with pytest.raises(ValueError, match=r"projected has None for 'b'.*It has 'a'"):
         rgo_jax.scale_by_rgo(projected={"a": True}).update(params, state)
