@@ -32,6 +32,8 @@ for seeds in 1 1-1 2-2; do
     "${out[@]}"
 done
 python -m benchmarks split-cifar100 --methods "rgo,$baselines,sgd,stl" --epochs 8 --seeds 1 "${out[@]}"
+python -m benchmarks split-cifar100 --methods rgo,stl --epochs 8 --seeds 1 --preset recommended \
+  "${out[@]}"
 constant=(--preset recommended --schedule constant --learning-rate 0.03)
 for epochs in 8 20; do
   python -m benchmarks split-cifar100 --methods rgo --epochs "$epochs" --seeds 1 "${constant[@]}" \
@@ -40,6 +42,7 @@ done
 # Hours on a CPU, minutes on a GPU.
 python -m benchmarks split-cifar100 --methods rgo --network alexnet-6 --preset recommended --seeds 3 \
   "${out[@]}"
+python -m benchmarks split-cifar100 --methods rgo,stl --network alexnet-6 --seeds 1 "${out[@]}"
 python -m benchmarks permuted-digits rotated-digits --methods rgo,rgo-2,sgd,stl "${out[@]}"
 python -m benchmarks report benchmarks/results
 python -m benchmarks.perf --out benchmarks/results/perf-cpu.md
