@@ -128,6 +128,27 @@ def hooks(
     return promote_dtype, linear
 
 
+class Overlay:
+    """A layer of Flax as its own function sees it: itself, with some attributes replaced.
+
+    To call Flax's function on this leaves the layer as it is. What is set on an NNX layer would
+    become part of the model; a second Linen layer inside the first would be captured and
+    intercepted beside it.
+
+    Args:
+      layer: the layer.
+      **replaced: what to find in place of its attributes.
+    """
+
+    def __init__(self, layer: Any, **replaced: Any) -> None:
+        self.__dict__.update(replaced)
+        self._layer = layer
+
+    def __getattr__(self, name: str) -> Any:
+        """What is not replaced."""
+        return getattr(self._layer, name)
+
+
 def dot(
     x: jax.Array,
     kernel: jax.Array,

@@ -3,7 +3,6 @@
 import contextvars
 import dataclasses
 import inspect
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -217,20 +216,11 @@ def _with_hook(
             f"{hook} is set on {_name(module)!r}, but a layer of rgo_jax.linen puts its own there "
             f"to project gradients. Use flax.linen.{base.__name__} for it."
         )
-    fields = {
-        field.name: getattr(module, field.name)
-        for field in dataclasses.fields(base)
-        if field.name not in ("parent", "name")
-    }
     bias_projection = _handed(module, "bias") if module.use_bias else None
     promote_dtype, linear_map = _fused.hooks(function, bias_projection)
-    fields |= {"promote_dtype": promote_dtype, hook: linear_map, "param": module.param}
-    # Of a convolution: a property, not a field.
-    fields["shared_weights"] = getattr(module, "shared_weights", None)
-    # Flax's function without what Flax wraps methods in: to whoever captures or intercepts there
-    # would be a second layer inside this one.
-    unwrapped = inspect.unwrap(base.__call__)
-    y: jax.Array = unwrapped(types.SimpleNamespace(**fields), inputs)
+    overlay = _fused.Overlay(module, **{"promote_dtype": promote_dtype, hook: linear_map})
+    # Without what Flax wraps methods in, or it would be captured and intercepted twice.
+    y: jax.Array = inspect.unwrap(base.__call__)(overlay, inputs)
     return y
 
 

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -223,9 +222,9 @@ def _with_hook(
         del out_sharding
         return linear_map(*args, **options)
 
-    fields = vars(layer) | {hook: without_sharding, "promote_dtype": in_a_tuple}
-    # Not the layer itself: what is set on it would become part of the model.
-    return base.__call__(SimpleNamespace(**fields), inputs)
+    replaced = {hook: without_sharding, "promote_dtype": in_a_tuple}
+    y: jax.Array = base.__call__(_fused.Overlay(layer, **replaced), inputs)
+    return y
 
 
 def _projected_parameters(model: nnx.Module) -> list[tuple[Any, str, tuple[Any, ...]]]:
