@@ -1,4 +1,4 @@
-"""RGO's layers and consolidation for Flax NNX."""
+"""Layers for Flax NNX that project their own gradients."""
 
 import contextlib
 import functools
@@ -10,79 +10,7 @@ import jax
 import optax
 from flax import nnx
 
-from rgo_jax import _batch_norm, _fel, _fused, _geometry, _rls, _state
-
-
-class Encoding(nnx.Variable):
-    """The permutations of all tasks that a `FeatureEncoding` looks up."""
-
-
-class FeatureEncoding(nnx.Module):
-    """Feature Encoding Layer: permutes the features for the task at hand.
-
-    Put one on the input and after each layer, each with its own ``layer`` number. It has no
-    parameters. See `rgo_jax.fel_encode`; `rgo_jax.linen.FeatureEncoding` is the same for Linen.
-
-    Args:
-      layer: integer, different for each layer of a network.
-      seed: integer, the same for a whole network.
-      axis: the axis of the features: the last one, channels for a convolution.
-      num_features: of the input; only with ``num_tasks``.
-      num_tasks: how many tasks there are at most, to draw their permutations now and keep them in
-        an `Encoding` ``[num_tasks, num_features]``. For scans over steps on a GPU, where each call
-        would sort; see `rgo_jax.linen.encodings`. A ``task_id`` is below it then, which is not
-        checked where it is traced. An `Encoding` is no `flax.nnx.Param`: it is not trained, but is
-        part of the model's state. By default permutations are drawn in each call.
-
-    Raises:
-      ValueError: one of ``num_features`` and ``num_tasks`` without the other, or below 1; in a call
-        as `rgo_jax.linen.FeatureEncoding`.
-
-    Example:
-      >>> import jax.numpy as jnp, rgo_jax.nnx
-      >>> encode = rgo_jax.nnx.FeatureEncoding(layer=1)
-      >>> print(encode(jnp.arange(5), task_id=3))
-      [0 4 3 2 1]
-      >>> encode = rgo_jax.nnx.FeatureEncoding(layer=1, num_features=5, num_tasks=10)
-      >>> print(encode(jnp.arange(5), task_id=3))
-      [0 4 3 2 1]
-
-    References:
-      Section 4.4. https://arxiv.org/abs/2201.12522
-    """
-
-    def __init__(
-        self,
-        layer: int = 0,
-        seed: int = 0,
-        axis: int = -1,
-        num_features: int | None = None,
-        num_tasks: int | None = None,
-    ) -> None:
-        if (num_features is None) != (num_tasks is None):
-            raise ValueError(
-                f"num_features is {num_features} and num_tasks {num_tasks}; expected both or none."
-            )
-        self.layer = layer
-        self.seed = seed
-        self.axis = axis
-        self.permutations = (
-            None
-            if num_features is None or num_tasks is None
-            else Encoding(_fel.table(num_tasks, num_features, seed=seed, layer=layer))
-        )
-
-    def __call__(self, x: jax.Array, task_id: jax.typing.ArrayLike) -> jax.Array:
-        """Permutes ``x`` along the feature axis for ``task_id``, an integer that may be traced."""
-        if self.permutations is not None:
-            return _fel.look_up(
-                x,
-                self.permutations[...],
-                task_id,
-                axis=self.axis,
-                name=f"FeatureEncoding(layer={self.layer})",
-            )
-        return _fel.fel_encode(x, task_id, seed=self.seed, layer=self.layer, axis=self.axis)
+from rgo_jax import _fused, _geometry, _state
 
 
 class Projection(nnx.Variable):
@@ -129,7 +57,7 @@ class Linear(nnx.Linear):
             x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options: Any
         ) -> jax.Array:
             del dimension_numbers  # Linear always contracts the last axis of x.
-            return _fused.dot(x, kernel, _lent(self, "kernel"), **options)
+            return _fused.dot(x, kernel, lent(self, "kernel"), **options)
 
         return _with_hook(self, nnx.Linear, "dot_general", dot_general, inputs, out_sharding)
 
@@ -165,7 +93,7 @@ class Conv(nnx.Conv):
             return _fused.conv(
                 x,
                 kernel,
-                _lent(self, "kernel"),
+                lent(self, "kernel"),
                 window_strides=window_strides,
                 padding=padding,
                 **options,
@@ -184,7 +112,7 @@ def _borrow_nothing(layer: nnx.Module) -> None:
         setattr(layer, f"{name}_projection", nnx.data(None))
 
 
-def _lent(layer: nnx.Module, name: str) -> jax.Array | None:
+def lent(layer: nnx.Module, name: str) -> jax.Array | None:
     """The projection that a layer has been lent for one of its parameters."""
     projection = getattr(layer, f"{name}_projection")
     return None if projection is None else projection[...]
@@ -213,7 +141,7 @@ def _with_hook(
                 f"{name} is set on rgo_jax.nnx.{base.__name__}({layer.in_features}, "
                 f"{layer.out_features}), which does not support it. Use flax.nnx.{base.__name__}."
             )
-    promote_dtype, linear_map = _fused.hooks(function, _lent(layer, "bias"))
+    promote_dtype, linear_map = _fused.hooks(function, lent(layer, "bias"))
 
     def in_a_tuple(arrays: Any, *, dtype: Any) -> Any:
         return promote_dtype(*arrays, dtype=dtype)
@@ -227,7 +155,7 @@ def _with_hook(
     return y
 
 
-def _projected_parameters(model: nnx.Module) -> list[tuple[Any, str, tuple[Any, ...]]]:
+def projected_parameters(model: nnx.Module) -> list[tuple[Any, str, tuple[Any, ...]]]:
     """Each layer of this module with the name of a parameter and that parameter's path.
 
     A parameter that layers share has one path, in the model's state as in the optimizer's.
@@ -297,7 +225,7 @@ def projecting(model: nnx.Module, opt_state: optax.OptState) -> Iterator[None]:
     _state.map_states(collect, opt_state)
     borrowers = [
         (layer, f"{name}_projection", projections[path])
-        for layer, name, path in _projected_parameters(model)
+        for layer, name, path in projected_parameters(model)
         if path in projections
     ]
     if not borrowers:
@@ -341,79 +269,13 @@ def projected_by(model: nnx.Module, wrt: Any = nnx.Param) -> Any:
       >>> tx = rgo_jax.rgo(0.1, projected=rgo_jax.nnx.projected_by(model))
       >>> optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     """
-    own = {path for _, _, path in _projected_parameters(model)}
+    own = {path for _, _, path in projected_parameters(model)}
     return _geometry.map_with_path(
-        lambda path, _: _graph_path(path) in own, _arrays(nnx.state(model, wrt))
+        lambda path, _: _graph_path(path) in own, arrays(nnx.state(model, wrt))
     )
 
 
-def consolidate(
-    model: nnx.Module,
-    optimizer: nnx.Optimizer,
-    output_fn: Callable[[Any, Any], jax.Array],
-    batches: Any,
-    *,
-    alpha: jax.typing.ArrayLike = 1.0,
-    block_size: int = 128,
-) -> None:
-    """Folds a finished task into the state of an NNX optimizer, in place.
-
-    `rgo_jax.consolidate` for `flax.nnx.Optimizer`; call it inside your own `nnx.jit`.
-
-    Args:
-      model: the model that the optimizer trains. It is not changed.
-      optimizer: an optimizer whose transform contains `rgo_jax.scale_by_rgo`.
-      output_fn: ``(model, batch) -> scalar``, the `rgo_jax.curvature_output` of one batch.
-      batches: as for `rgo_jax.consolidate`.
-      alpha: as for `rgo_jax.consolidate`.
-      block_size: as for `rgo_jax.consolidate`.
-
-    Raises:
-      ValueError: as `rgo_jax.consolidate`; or it is called inside `projecting`.
-
-    Warns:
-      BatchNormWarning: if the model has batch normalisation.
-
-    Example:
-      >>> import jax.numpy as jnp, rgo_jax, rgo_jax.nnx
-      >>> from flax import nnx
-      >>> model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
-      >>> optimizer = nnx.Optimizer(model, rgo_jax.rgo(0.1), wrt=nnx.Param)
-      >>> @nnx.jit
-      ... def end_of_task(model, optimizer, x, y):
-      ...     def output(model, batch):
-      ...         return rgo_jax.curvature_output(model(batch[0]), batch[1])
-      ...     rgo_jax.nnx.consolidate(model, optimizer, output, (x, y))
-      >>> x, y = jnp.ones((5, 10, 4)), jnp.zeros((5, 10), jnp.int32)
-      >>> end_of_task(model, optimizer, x, y)
-      >>> int(optimizer.opt_state[0].num_updates[...])
-      5
-    """
-    for layer, name, _ in _projected_parameters(model):
-        if _lent(layer, name) is not None:
-            raise ValueError(
-                "consolidate was called inside projecting(), where gradients are projected ones. "
-                "Call it outside."
-            )
-    if nnx.to_flat_state(nnx.state(model, nnx.BatchStat)):
-        _batch_norm.warn(f"{type(model).__name__} has batch normalisation")
-    graph, params, rest = nnx.split(model, optimizer.wrt, ...)  # type: ignore[misc]
-
-    def output(params: Any, batch: Any) -> jax.Array:
-        # A copy of what else there is: a forward pass may count its steps or draw random numbers.
-        return output_fn(nnx.merge(graph, params, rest, copy=True), batch)
-
-    state = _rls.consolidate(
-        _arrays(optimizer.opt_state),
-        lambda batch: _arrays(jax.grad(output)(params, batch)),
-        batches,
-        alpha=alpha,
-        block_size=block_size,
-    )
-    nnx.update(optimizer.opt_state, nnx.state(state))
-
-
-def _arrays(tree: Any) -> Any:
+def arrays(tree: Any) -> Any:
     """The tree without NNX's Variables: grads and optimizer state wrap theirs differently."""
     if hasattr(nnx, "as_pure"):  # flax 0.12
         return nnx.as_pure(tree)

@@ -1,0 +1,76 @@
+"""Consolidation for Flax NNX, in place."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from rgo_jax import _batch_norm, _rls
+from rgo_jax.nnx import _layers
+
+
+def consolidate(
+    model: nnx.Module,
+    optimizer: nnx.Optimizer,
+    output_fn: Callable[[Any, Any], jax.Array],
+    batches: Any,
+    *,
+    alpha: jax.typing.ArrayLike = 1.0,
+    block_size: int = 128,
+) -> None:
+    """Folds a finished task into the state of an NNX optimizer, in place.
+
+    `rgo_jax.consolidate` for `flax.nnx.Optimizer`; call it inside your own `nnx.jit`.
+
+    Args:
+      model: the model that the optimizer trains. It is not changed.
+      optimizer: an optimizer whose transform contains `rgo_jax.scale_by_rgo`.
+      output_fn: ``(model, batch) -> scalar``, the `rgo_jax.curvature_output` of one batch.
+      batches: as for `rgo_jax.consolidate`.
+      alpha: as for `rgo_jax.consolidate`.
+      block_size: as for `rgo_jax.consolidate`.
+
+    Raises:
+      ValueError: as `rgo_jax.consolidate`; or it is called inside `projecting`.
+
+    Warns:
+      BatchNormWarning: if the model has batch normalisation.
+
+    Example:
+      >>> import jax.numpy as jnp, rgo_jax, rgo_jax.nnx
+      >>> from flax import nnx
+      >>> model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+      >>> optimizer = nnx.Optimizer(model, rgo_jax.rgo(0.1), wrt=nnx.Param)
+      >>> @nnx.jit
+      ... def end_of_task(model, optimizer, x, y):
+      ...     def output(model, batch):
+      ...         return rgo_jax.curvature_output(model(batch[0]), batch[1])
+      ...     rgo_jax.nnx.consolidate(model, optimizer, output, (x, y))
+      >>> x, y = jnp.ones((5, 10, 4)), jnp.zeros((5, 10), jnp.int32)
+      >>> end_of_task(model, optimizer, x, y)
+      >>> int(optimizer.opt_state[0].num_updates[...])
+      5
+    """
+    for layer, name, _ in _layers.projected_parameters(model):
+        if _layers.lent(layer, name) is not None:
+            raise ValueError(
+                "consolidate was called inside projecting(), where gradients are projected ones. "
+                "Call it outside."
+            )
+    if nnx.to_flat_state(nnx.state(model, nnx.BatchStat)):
+        _batch_norm.warn(f"{type(model).__name__} has batch normalisation")
+    graph, params, rest = nnx.split(model, optimizer.wrt, ...)  # type: ignore[misc]
+
+    def output(params: Any, batch: Any) -> jax.Array:
+        # A copy of what else there is: a forward pass may count its steps or draw random numbers.
+        return output_fn(nnx.merge(graph, params, rest, copy=True), batch)
+
+    state = _rls.consolidate(
+        _layers.arrays(optimizer.opt_state),
+        lambda batch: _layers.arrays(jax.grad(output)(params, batch)),
+        batches,
+        alpha=alpha,
+        block_size=block_size,
+    )
+    nnx.update(optimizer.opt_state, nnx.state(state))
