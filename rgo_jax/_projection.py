@@ -34,6 +34,11 @@ def dtype_for(parameter_dtype: jnp.dtype) -> jnp.dtype:
     return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
 
 
+def mebibytes(shape: tuple[int, ...], parameter_dtype: jnp.dtype) -> float:
+    """What a projection of this shape takes."""
+    return math.prod(shape) * dtype_for(parameter_dtype).itemsize / 2**20
+
+
 def dim(projection: jax.Array) -> int:
     """The fan-in ``d``."""
     return math.prod(projection.shape[: max(projection.ndim - 1, 1)])

@@ -1,6 +1,5 @@
 """What the projections hold and what they cost."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -8,8 +7,6 @@ import jax.numpy as jnp
 import optax
 
 from rgo_jax import _geometry, _projection, _state
-
-_MIB = 2**20
 
 
 class ProjectionStats(NamedTuple):
@@ -78,7 +75,7 @@ def _stats(projection: jax.Array) -> ProjectionStats:
         min_eigenvalue=eigenvalues[0],
         max_eigenvalue=eigenvalues[-1],
         effective_rank=jnp.exp(entropy),
-        mib=projection.nbytes / _MIB,
+        mib=_projection.mebibytes(projection.shape, projection.dtype),
     )
 
 
@@ -111,7 +108,7 @@ def projection_memory(params: Any, *, fan_in: Any = None) -> dict[str, float]:
 
     def mib(path: _geometry.Path, leaf: Any) -> float:
         shape = _geometry.projection_shape(path, leaf, specs[path])
-        return math.prod(shape) * _projection.dtype_for(jnp.result_type(leaf)).itemsize / _MIB
+        return _projection.mebibytes(shape, jnp.result_type(leaf))
 
     return {
         _geometry.path_name(path): mib(path, leaf)

@@ -1,6 +1,5 @@
 """The optax transform ``scale_by_rgo`` and the alias ``rgo``."""
 
-import math
 from typing import Any
 
 import jax
@@ -95,15 +94,16 @@ def scale_by_rgo(
 
         def init_leaf(path: _geometry.Path, leaf: jax.Array) -> jax.Array:
             shape = _geometry.projection_shape(path, leaf, specs[path])
+            dtype = jnp.result_type(leaf)
             if len(shape) > 1 and shape[-1] > limit:
                 raise ValueError(
                     f"Parameter {_geometry.path_name(path)!r} with shape {jnp.shape(leaf)} has "
                     f"fan-in {shape[-1]}, above max_fan_in={limit}: its P would take "
-                    f"{math.prod(shape) * 4 / 2**20:.0f} MiB in float32. Raise max_fan_in; or have "
+                    f"{_projection.mebibytes(shape, dtype):.0f} MiB. Raise max_fan_in; or have "
                     "less of P, with fan_in=FanIn(diagonal=True) or FanIn(blocks=...); or exclude "
                     "the parameter: optax.masked(rgo_jax.scale_by_rgo(), mask)."
                 )
-            return _projection.identity(shape, jnp.result_type(leaf))
+            return _projection.identity(shape, dtype)
 
         return _state.RgoState(
             num_updates=jnp.zeros([], jnp.int32),

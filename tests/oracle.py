@@ -1,6 +1,14 @@
 """RGO in NumPy float64, written from the paper's formulas and from nothing in the library."""
 
+from functools import partial
+
+import jax
 import numpy as np
+
+# For where jax is to be as precise. The first under jax 0.8 and later.
+enable_x64 = (
+    partial(jax.enable_x64, True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+)
 
 
 def fan_in_matrix(leaf):

@@ -13,11 +13,6 @@ from hypothesis import strategies as st
 import rgo_jax
 from tests import oracle
 
-# The first under jax 0.8 and later.
-enable_x64 = (
-    partial(jax.enable_x64, True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
-)
-
 SHAPES = {"vector": (7,), "dense": (12, 5), "conv": (3, 3, 4, 6), "column": (9, 1), "row": (1, 9)}
 
 
@@ -87,7 +82,7 @@ def test_many_seeds_and_layers_at_once(blocks):
 
 
 def test_derivative_in_alpha_and_gradients():
-    with enable_x64():
+    with oracle.enable_x64():
         grads = jax.random.normal(jax.random.key(0), (7, 5, 3), jnp.float64)
         state = rgo_jax.scale_by_rgo().init({"w": jnp.zeros((5, 3), jnp.float64)})
 
@@ -204,7 +199,7 @@ def test_large_gradients_leave_the_projection_definite(size, noise, together):
 
 
 def test_float64_parameters_keep_a_float64_projection():
-    with enable_x64():
+    with oracle.enable_x64():
         grads = np.random.default_rng(0).normal(size=(30, 6, 2))
         state = rgo_jax.scale_by_rgo().init({"w": jnp.zeros((6, 2))})
         folded = fold_together(state, grads, 1.0).projection["w"]

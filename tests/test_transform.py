@@ -225,6 +225,9 @@ class TestErrors:
         params = {"embed": jax.ShapeDtypeStruct((20_000, 8), jnp.float32)}
         with pytest.raises(ValueError, match=r"'embed'.*fan-in 20000.*1526 MiB.*max_fan_in"):
             jax.eval_shape(rgo_jax.scale_by_rgo().init, params)
+        params = {"embed": jax.ShapeDtypeStruct((20_000, 8), np.float64)}
+        with oracle.enable_x64(), pytest.raises(ValueError, match="3052 MiB"):
+            jax.eval_shape(rgo_jax.scale_by_rgo().init, params)
         with pytest.raises(ValueError, match="fan-in 5, above max_fan_in=4"):
             rgo_jax.rgo(0.1, max_fan_in=4).init(jnp.zeros((5, 2)))
         jax.eval_shape(rgo_jax.scale_by_rgo(max_fan_in=20_000).init, params)
