@@ -1,6 +1,5 @@
 """Recursive Gradient Optimization (ICLR 2022) for optax: continual learning without replay."""
 
-from rgo_jax._batch_norm import BatchNormWarning as BatchNormWarning
 from rgo_jax._curvature import curvature_output as curvature_output
 from rgo_jax._fel import fel_encode as fel_encode
 from rgo_jax._fel import fel_permutation as fel_permutation
@@ -16,6 +15,8 @@ from rgo_jax._stats import projection_memory as projection_memory
 from rgo_jax._stats import projection_stats as projection_stats
 from rgo_jax._transform import rgo as rgo
 from rgo_jax._transform import scale_by_rgo as scale_by_rgo
+from rgo_jax._warnings import BatchNormWarning as BatchNormWarning
+from rgo_jax._warnings import UnprotectedWarning as UnprotectedWarning
 
 __version__ = "0.1.0"
 
@@ -24,6 +25,7 @@ __all__ = [
     "FanIn",
     "ProjectionStats",
     "RgoState",
+    "UnprotectedWarning",
     "average_accuracy",
     "backward_transfer",
     "consolidate",

@@ -14,12 +14,15 @@ def curvature_output(
     outputs: jax.Array,
     targets: Any,
     loss: LossName | LossFn = "softmax_cross_entropy",
+    *,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
 ) -> jax.Array:
     """The scalar whose gradient in the parameters `rgo_jax.rls_update` folds in.
 
-    It is ``mean_i sum_k sqrt(h_ik) f_ik``: the outputs ``f`` of the network, weighted by the
-    square root of the diagonal of the loss's Hessian in the outputs. The weights are constants:
-    no gradient flows through them.
+    It is ``sum_i sum_k sqrt(h_ik) f_ik``: the outputs ``f`` of the network, weighted by the square
+    root of the diagonal of the loss's Hessian in the outputs, summed over the examples of a batch.
+    The weights are constants: no gradient flows through them.
 
     * ``"softmax_cross_entropy"`` (integer labels): ``h = a (1 - a)`` at the label's output, with
       ``a`` the softmax, and 0 at the others. The paper's choice.
@@ -29,7 +32,7 @@ def curvature_output(
       the diagonal of its Hessian by automatic differentiation, and 0 where that is negative.
 
     For full control pass `rgo_jax.rls_update` the gradient of any scalar you like: all it
-    assumes is that ``v v'`` of the gradient's column sums ``v`` approximates the curvature.
+    assumes is that ``v v'`` of the mean ``v`` of the gradient's columns approximates the curvature.
 
     Args:
       outputs: ``[..., num_outputs]`` floating point: logits, or predictions for squared error.
@@ -37,14 +40,21 @@ def curvature_output(
       targets: integer labels ``[...]`` for softmax; ``[..., num_outputs]`` for sigmoid and squared
         error; for a function of your own, a tree of arrays with the leading axes of ``outputs``.
       loss: the loss that was trained with: one of the names above or a function.
+      where: bool, broadcastable to ``outputs``: which outputs count, as in
+        `optax.softmax_cross_entropy`. The softmax runs over these alone, as if the others were not
+        there; an example whose label is not among them counts for nothing. A function of your own
+        still sees all outputs.
+      weights: real, broadcastable to the leading axes of ``outputs``: how often each example
+        counts; 0 for padding, whose outputs and targets may then be anything. None: once.
 
     Returns:
       A scalar in the dtype of ``outputs``.
 
     Raises:
-      ValueError: ``outputs`` or ``targets`` of the wrong shape, an unknown name, or a function that
-        does not return a scalar.
-      TypeError: softmax labels that are not integers.
+      ValueError: ``outputs``, ``targets``, ``where`` or ``weights`` of the wrong shape, a softmax
+        over a single output, an unknown name, or a function that does not return a scalar.
+      TypeError: softmax labels that are not integers; ``where`` that is not bool; ``weights`` that
+        are not real.
 
     Example:
       >>> import jax, jax.numpy as jnp, rgo_jax
@@ -59,53 +69,98 @@ def curvature_output(
         raise ValueError("outputs has shape (); expected [..., num_outputs].")
     if not jnp.issubdtype(outputs.dtype, jnp.floating):
         raise TypeError(f"outputs has dtype {outputs.dtype}; expected floating point.")
+    mask = None
+    if where is not None:
+        _check_broadcast("where", where, outputs.shape)
+        if jnp.result_type(where) != jnp.bool_:
+            raise TypeError(f"where has dtype {jnp.result_type(where)}; expected bool.")
+        mask = jnp.broadcast_to(where, outputs.shape)
     constants = jax.lax.stop_gradient(outputs)
     if callable(loss):
         hessian = _hessian_diagonal(loss, constants, targets)
     elif loss in _HESSIANS:
-        hessian = _HESSIANS[loss](constants, targets)
+        hessian = _HESSIANS[loss](constants, targets, mask)
     else:
         known = ", ".join(repr(name) for name in _HESSIANS)
         raise ValueError(f"loss is {loss!r}; expected one of {known}, or a function.")
-    weights = jax.lax.stop_gradient(jnp.sqrt(hessian).astype(outputs.dtype))
-    # Logits that mask classes of other tasks are -inf, and have no weight.
-    weighted = weights * jnp.where(weights > 0, outputs, 0)
-    return jnp.mean(jnp.sum(weighted, axis=-1))
+    factors = jax.lax.stop_gradient(jnp.sqrt(hessian).astype(outputs.dtype))
+    counts = jnp.ones(outputs.shape, bool) if mask is None else mask
+    if weights is not None:
+        _check_broadcast("weights", weights, outputs.shape[:-1])
+        if not (jnp.isrealobj(weights)):
+            raise TypeError(f"weights have dtype {jnp.result_type(weights)}; expected real.")
+        weights = jnp.broadcast_to(weights, outputs.shape[:-1])[..., None].astype(outputs.dtype)
+        counts &= weights != 0
+        factors = jax.lax.stop_gradient(weights) * jnp.where(counts, factors, 0)
+    # What does not count may be infinite or NaN: logits that mask other tasks' classes, padding.
+    counts &= factors != 0
+    return jnp.sum(jnp.where(counts, factors, 0) * jnp.where(counts, outputs, 0))
 
 
-def _softmax_cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
+def _softmax_cross_entropy(
+    outputs: jax.Array, labels: jax.Array, mask: jax.Array | None
+) -> jax.Array:
+    num_outputs = outputs.shape[-1]
+    if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
         raise TypeError(
-            f"targets has dtype {labels.dtype}; softmax_cross_entropy expects integer labels. For "
-            "one-hot labels pass jnp.argmax(targets, axis=-1)."
+            f"targets has dtype {jnp.result_type(labels)}; softmax_cross_entropy expects integer "
+            "labels. For one-hot labels pass jnp.argmax(targets, axis=-1)."
         )
-    if labels.shape != outputs.shape[:-1]:
+    if jnp.shape(labels) != outputs.shape[:-1]:
         raise ValueError(
-            f"targets has shape {labels.shape} and outputs {outputs.shape}; softmax_cross_entropy "
-            f"expects labels of shape {outputs.shape[:-1]}, one for each row of logits."
+            f"targets has shape {jnp.shape(labels)} and outputs {outputs.shape}; "
+            f"softmax_cross_entropy expects labels of shape {outputs.shape[:-1]}, one for each row "
+            "of logits."
         )
-    chosen = jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype)
+    if num_outputs == 1:
+        raise ValueError(
+            f"outputs has shape {outputs.shape}: the softmax of a single output is always 1, so it "
+            "has no curvature and nothing would be protected. For a binary classifier with one "
+            "logit pass loss='sigmoid_binary_cross_entropy'."
+        )
+    # Not in the labels' own dtype: num_outputs may be beyond its range.
+    index = jnp.asarray(labels).astype(jnp.int32)[..., None]
+    chosen = index == jax.lax.broadcasted_iota(jnp.int32, outputs.shape, outputs.ndim - 1)
+    if mask is not None:
+        outputs = jnp.where(mask, outputs, -jnp.inf)
+        # Where nothing counts, no softmax of nothing.
+        outputs = jnp.where(jnp.any(mask, axis=-1, keepdims=True), outputs, 0)
+        chosen &= mask
     # 1 - a as the sum of the other probabilities: exact where a rounds to 1, and never negative.
     probabilities = jax.nn.softmax(outputs)
-    others = jnp.sum(probabilities * (1 - chosen), axis=-1, keepdims=True)
-    return chosen * probabilities * others
+    others = jnp.sum(jnp.where(chosen, 0, probabilities), axis=-1, keepdims=True)
+    return jnp.where(chosen, probabilities * others, 0)
 
 
-def _sigmoid_binary_cross_entropy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+def _sigmoid_binary_cross_entropy(
+    outputs: jax.Array, targets: jax.Array, mask: jax.Array | None
+) -> jax.Array:
+    del mask  # outputs are independent
     _check_same_shape(outputs, targets, "sigmoid_binary_cross_entropy")
     return jax.nn.sigmoid(outputs) * jax.nn.sigmoid(-outputs)
 
 
-def _squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+def _squared_error(outputs: jax.Array, targets: jax.Array, mask: jax.Array | None) -> jax.Array:
+    del mask  # outputs are independent
     _check_same_shape(outputs, targets, "squared_error")
     return jnp.full_like(outputs, 2.0)
 
 
-_HESSIANS: dict[str, LossFn] = {
+_HESSIANS: dict[str, Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]] = {
     "softmax_cross_entropy": _softmax_cross_entropy,
     "sigmoid_binary_cross_entropy": _sigmoid_binary_cross_entropy,
     "squared_error": _squared_error,
 }
+
+
+def _check_broadcast(name: str, array: jax.typing.ArrayLike, shape: tuple[int, ...]) -> None:
+    found = jnp.shape(array)
+    fits = len(found) <= len(shape) and all(
+        size in (1, expected)
+        for size, expected in zip(reversed(found), reversed(shape), strict=False)
+    )
+    if not fits:
+        raise ValueError(f"{name} has shape {found}; expected one that broadcasts to {shape}.")
 
 
 def _check_same_shape(outputs: jax.Array, targets: jax.Array, name: str) -> None:

@@ -5,9 +5,10 @@ the gradient of its output. P is symmetric, so ``P g = (X P)' D``: with a batch 
 inputs and outputs 0.1 instead of 17 GFLOP. It is the cheaper way round where rows < m. A
 convolution is the same product with patches of the image as rows. Appendix B.2 of the RGO paper.
 
-The projection handed over here is an optimizer state's, at any scale, or None for none. It gets no
-gradient. The projected gradient is computed in the dtype of P and at Precision.HIGHEST to the end,
-whatever the layer computes in: rounding after the projection would fall into protected directions.
+The projection handed over here is an optimizer state's, or None for none. It gets no gradient. The
+trace rule is not applied here: it is `rgo_jax.scale_by_rgo`'s. The projected gradient is computed
+in the dtype of P and at Precision.HIGHEST to the end, whatever the layer computes in: rounding
+after the projection would fall into protected directions.
 """
 
 import contextlib

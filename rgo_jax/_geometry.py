@@ -9,16 +9,12 @@ a `FanIn` says otherwise they are all axes but the last, and a vector (a bias) i
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-Path = tuple[Any, ...]
-
-_BOX = [(jax.tree_util.GetAttrKey("value"),)]
+from rgo_jax import _tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +60,14 @@ class FanIn:
             raise ValueError(f"blocks is {self.blocks} and diagonal is True; expected one of them.")
 
 
-def projection_shape(path: Path, leaf: Any, spec: FanIn) -> tuple[int, ...]:
+def projection_shape(path: _tree.Path, leaf: Any, spec: FanIn) -> tuple[int, ...]:
     """The shape of a leaf's projection: ``[d, d]``, ``[blocks, b, b]`` or ``[d]``.
 
     Raises:
       ValueError: the leaf has no axes or no numbers, or the spec does not fit it.
       TypeError: the leaf is not real floating point.
     """
-    name, shape = path_name(path), jnp.shape(leaf)
+    name, shape = _tree.path_name(path), jnp.shape(leaf)
     remedy = "Exclude it: optax.masked(rgo_jax.scale_by_rgo(), mask)."
     if not shape:
         raise ValueError(
@@ -105,7 +101,7 @@ def projection_shape(path: Path, leaf: Any, spec: FanIn) -> tuple[int, ...]:
     return (d, d) if spec.blocks == 1 else (spec.blocks, d // spec.blocks, d // spec.blocks)
 
 
-def specs_by_path(fan_in: Any, params: Any) -> dict[Path, FanIn]:
+def specs_by_path(fan_in: Any, params: Any) -> dict[_tree.Path, FanIn]:
     """The `FanIn` of every leaf of ``params``, from a tree that names those that need one.
 
     A spec holds for all leaves below its place in the tree.
@@ -113,70 +109,14 @@ def specs_by_path(fan_in: Any, params: Any) -> dict[Path, FanIn]:
     Raises:
       ValueError: a spec that is none, or one for which there is no parameter.
     """
-    specs = leaves_by_path(fan_in, FanIn)
-    for path, spec in specs.items():
+    for path, spec in _tree.leaves_by_path(fan_in, FanIn).items():
         if not isinstance(spec, FanIn):
             raise ValueError(
-                f"fan_in has {spec!r} at {path_name(path)!r}; expected a rgo_jax.FanIn. Leave out "
-                "the parameters for which the default is right."
+                f"fan_in has {spec!r} at {_tree.path_name(path)!r}; expected a rgo_jax.FanIn. "
+                "Leave out the parameters for which the default is right."
             )
-    # Parameters that optax.masked leaves out are named nowhere else, but are no mistake.
-    unused = set(specs)
-    result = {}
-    for path, leaf in leaves_by_path(params, optax.MaskedNode).items():
-        for length in range(len(path) + 1):
-            if path[:length] in specs:
-                unused.discard(path[:length])
-                result[path] = specs[path[:length]]
-        if isinstance(leaf, optax.MaskedNode):
-            unused = {other for other in unused if other[: len(path)] != path}
-            result.pop(path, None)
-        else:
-            result.setdefault(path, FanIn())
-    if unused:
-        names = ", ".join(repr(path_name(path)) for path in result)
-        raise ValueError(
-            f"fan_in names {path_name(unused.pop())!r}, but there is no such parameter. There are "
-            f"{names}."
-        )
-    return result
-
-
-def leaves_by_path(tree: Any, leaf_type: type | tuple[()] = ()) -> dict[Path, Any]:
-    """The leaves of a tree under their paths; masked-out nodes and None have no leaves.
-
-    Flax's boxes (`unboxed`) leave no trace in a path, so that trees match with and without them.
-    """
-    flat, _ = jax.tree_util.tree_flatten_with_path(
-        unboxed(tree), is_leaf=lambda node: isinstance(node, leaf_type)
-    )
-    return dict(flat)
-
-
-def map_with_path(fn: Callable[[Path, Any], Any], tree: Any) -> Any:
-    """`jax.tree_util.tree_map_with_path` with the paths of `leaves_by_path`."""
-    paths = leaves_by_path(tree)
-    leaves, treedef = jax.tree.flatten(tree)
-    return jax.tree.unflatten(treedef, map(fn, paths, leaves))
-
-
-def unboxed(tree: Any) -> Any:
-    """The tree without Flax's boxes around single arrays: NNX's Variables, Linen's Partitioned.
-
-    They carry what holds for the parameter and not for its P, such as a sharding of its axes.
-    """
-
-    def is_box(node: Any) -> bool:
-        if isinstance(node, tuple):  # A NamedTuple of the user's.
-            return False
-        # None, which a tree of specs has for other parameters, counts as a leaf here.
-        leaves, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is None)
-        return [path for path, _ in leaves] == _BOX
-
-    def unbox(node: Any) -> Any:
-        return jax.tree.leaves(node)[0] if is_box(node) else node
-
-    return jax.tree.map(unbox, tree, is_leaf=is_box)
+    found = _tree.given_by_path(fan_in, params, FanIn, "fan_in")
+    return {path: found.get(path, FanIn()) for path in _tree.leaves_by_path(params)}
 
 
 def is_fan_in(shape: tuple[int, ...], d: int) -> bool:
@@ -187,8 +127,3 @@ def is_fan_in(shape: tuple[int, ...], d: int) -> bool:
 def to_matrix(leaf: jax.Array, d: int) -> jax.Array:
     """A leaf as its ``[d, m]`` matrix; ``matrix.reshape(leaf.shape)`` is the way back."""
     return leaf.reshape(d, leaf.size // d)
-
-
-def path_name(path: Path) -> str:
-    """A pytree path as people write it: ``Dense_0/kernel``."""
-    return jax.tree_util.keystr(path, simple=True, separator="/") or "(the whole tree)"

@@ -44,55 +44,42 @@ def dim(projection: jax.Array) -> int:
     return math.prod(projection.shape[: max(projection.ndim - 1, 1)])
 
 
-def project(projection: jax.Array, gradient: jax.Array, *, normalize: bool = True) -> jax.Array:
-    """The modified gradient ``(d / tr P) P g`` of Algorithm 1, line 5; block by block.
-
-    Args:
-      projection: symmetric positive definite; if normalized, at any positive scale.
-      gradient: ``[d, m]``.
-      normalize: whether the trace rule is applied; without it ``P g``.
-
-    Returns:
-      ``[d, m]`` in the projection's dtype.
-    """
+def project(projection: jax.Array, gradient: jax.Array) -> jax.Array:
+    """``P g`` for a gradient ``g [d, m]``, in the projection's dtype."""
     gradient = gradient.astype(projection.dtype)
-    scale = _scale(projection) if normalize else 1
     if projection.ndim == 1:
-        return scale * projection[:, None] * gradient
+        return projection[:, None] * gradient
     blocks = gradient.reshape(*projection.shape[:-1], -1)
-    product = jnp.matmul(projection, blocks, precision=_HIGHEST)
-    return (scale * product).reshape(gradient.shape)
-
-
-def denormalize(projection: jax.Array, projected: jax.Array) -> jax.Array:
-    """``P g`` from ``(d / tr P) P g [d, m]``, in the projection's dtype."""
-    blocks = projected.astype(projection.dtype).reshape(*projection.shape[:-1], -1)
-    return (blocks / _scale(projection)).reshape(projected.shape)
+    return jnp.matmul(projection, blocks, precision=_HIGHEST).reshape(gradient.shape)
 
 
 def project_rows(projection: jax.Array, rows: jax.Array) -> jax.Array:
-    """`project` of the columns of ``rows'``, as rows: ``(d / tr P) X P`` for ``X [rows, d]``.
+    """``X P`` for ``X [rows, d]``: `project` of the columns of ``X'``, as rows.
 
     P being symmetric, it is the same product, but XLA's CPU backend reads P twice as fast for it.
     """
     rows = rows.astype(projection.dtype)
     if projection.ndim == 1:
-        return _scale(projection) * projection[None] * rows
+        return projection[None] * rows
     if projection.ndim == 2:
-        return _scale(projection) * jnp.matmul(rows, projection, precision=_HIGHEST)
+        return jnp.matmul(rows, projection, precision=_HIGHEST)
     blocks = jnp.moveaxis(rows.reshape(-1, *projection.shape[:-1]), -2, 0)
-    product = _scale(projection) * jnp.matmul(blocks, projection, precision=_HIGHEST)
+    product = jnp.matmul(blocks, projection, precision=_HIGHEST)
     return jnp.moveaxis(product, 0, -2).reshape(rows.shape)
 
 
-def _scale(projection: jax.Array) -> jax.Array:
-    """``d / tr P``, shaped to multiply by: ``[k, 1, 1]`` for blocks."""
+def normalize(projection: jax.Array, projected: jax.Array) -> jax.Array:
+    """The trace rule of Algorithm 1, line 5: ``(d / tr P) P g`` from ``P g [d, m]``.
+
+    A block-diagonal P has a trace for each block.
+    """
     if projection.ndim == 1:
-        return projection.shape[0] / jnp.sum(projection)
+        return projected.astype(projection.dtype) * (len(projection) / jnp.sum(projection))
     # Not jnp.trace, which reads all of P.
     trace = jnp.sum(jnp.diagonal(projection, axis1=-2, axis2=-1), axis=-1)
     scale = projection.shape[-1] / trace
-    return scale if projection.ndim == 2 else scale[:, None, None]
+    blocks = projected.astype(projection.dtype).reshape(*projection.shape[:-1], -1)
+    return (scale[..., None, None] * blocks).reshape(projected.shape)
 
 
 def rank_one_update(
@@ -169,10 +156,10 @@ def block_update(
         vp = jnp.matmul(v, p, precision=_HIGHEST)
         gram = jnp.matmul(vp, v.T, precision=_HIGHEST)
         # V P V' is known no better than this. With an alpha below it, what is left of P along V
-        # would be noise of either sign, P no longer definite, and soon NaN. The factors are
-        # measured; with alpha = 1 and blocks of 128 they matter for vectors more than 60 long.
-        rounding = jnp.maximum(16 * jnp.sum(v**2), 4 * jnp.sum(jnp.diagonal(gram))) * _eps(v)
-        ridge = jnp.maximum(alpha, rounding) * jnp.eye(block_size, dtype=p.dtype)
+        # would be noise of either sign, P no longer definite, and soon NaN. The factor is
+        # measured; with alpha = 0.01 and blocks of 128 it matters for vectors more than 6 long.
+        rounding = 16 * block_size * _eps(v) * jnp.sum(v**2, axis=1)
+        ridge = jnp.diag(jnp.maximum(alpha, rounding))
         w = _whitened(ridge + (gram + gram.T) / 2, vp)
         return p - jnp.matmul(w.T, w, precision=_HIGHEST), None
 

@@ -1,6 +1,7 @@
 """Consolidation: optimizer state in, optimizer state out, with finished tasks folded in."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,66 +9,114 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rgo_jax import _fused, _geometry, _projection, _state
+from rgo_jax import _columns, _fused, _projection, _state, _tree, _warnings
+from rgo_jax._columns import Columns, Curvature
+
+# How many vectors are folded in at once.
+_BLOCK_SIZE = 128
+
+_EXPECTED_ALPHA = (
+    "expected a positive, finite number. The paper's results are with 0.01; smaller protects "
+    "earlier tasks more."
+)
 
 
 def rls_update(
-    opt_state: optax.OptState, grads: optax.Updates, *, alpha: jax.typing.ArrayLike = 1.0
+    opt_state: optax.OptState,
+    grads: optax.Updates,
+    *,
+    alpha: Any = 0.01,
+    columns: Columns = "mean",
+    key: jax.Array | None = None,
 ) -> optax.OptState:
     """Folds the Hessian-weighted gradient of one batch into every projection.
 
-    For each leaf with gradient ``r [d, m]`` and projection ``P [d, d]``: ``v`` is the sum of the
+    For each leaf with gradient ``r [d, m]`` and projection ``P [d, d]``: ``v`` is the mean of the
     columns of ``r``, and ``P`` becomes ``P - (P v)(P v)' / (alpha + v' P v)``, a recursive least
     squares update. Jitted: the first call compiles, later ones of the same shapes do not.
 
     Call it after a task, at the final parameters, for batches of the task's data. For many
     batches `rgo_jax.consolidate` gives the same result faster.
 
+    ``alpha`` is on the scale of ``|v|^2``, and `rgo_jax.curvature_output` sums over the examples of
+    a batch. So the loss's scale is in ``v`` by its square root (its Hessian is, in full), the batch
+    size in full where examples are alike and by its square root where they are not, and, as ``v``
+    is a mean over columns that mostly cancel, wide layers are protected less than narrow ones.
+
     Args:
       opt_state: the state of any optax transform that contains `rgo_jax.scale_by_rgo`, at any
         depth of ``chain``, ``masked``, ``partition``, ``inject_hyperparams`` and the like.
       grads: a tree like the parameters, the gradient of `rgo_jax.curvature_output` on one batch.
         Leaves that the transform does not cover are ignored.
-      alpha: scalar, positive; the strength of the prior. Smaller protects more.
+      alpha: the strength of the prior, positive; smaller protects more. A scalar, or a tree of
+        scalars like the parameters; one at a branch holds for all leaves below. May be traced.
+      columns: what of the m columns is folded in.
+
+        * ``"mean"``: their mean, as the paper has it. Where they cancel, as those of a kernel
+          before a layer normalisation do, nothing is left to protect the kernel by
+          (`rgo_jax.UnprotectedWarning`).
+        * ``"signs"``: their sum with random signs, over ``sqrt(m)``. The expectation of ``v v'`` is
+          the mean of the columns' outer products, whatever cancels.
+        * ``"each"``: every column over ``sqrt(m)`` as a vector of its own, which is that mean
+          exactly, for m updates in place of one.
+      key: of the signs, a `jax.random.key`; ``jax.random.key(0)`` if None. Together with
+        `RgoState.num_updates` it decides them, so one key serves all batches and tasks.
 
     Returns:
-      The optimizer state with new projections; everything else in it is as it was.
+      The optimizer state with new projections; everything else in it is as it was. A vector that
+      is not finite, or whose square is not, is left out and counted (`RgoState.num_skipped`).
 
     Raises:
-      ValueError: no `rgo_jax.RgoState` in ``opt_state``; ``grads`` does not match it;
-        ``alpha`` is not positive.
+      ValueError: no `rgo_jax.RgoState` in ``opt_state``; ``grads`` or ``alpha`` does not match it;
+        an alpha that is not positive or, in the projection's dtype, 0 or infinite; unknown
+        ``columns``.
+
+    Warns:
+      UnprotectedWarning: the parameters' names tell of a layer normalisation, and ``columns`` is
+        ``"mean"``.
 
     Example:
       >>> import jax.numpy as jnp, rgo_jax
       >>> tx = rgo_jax.rgo(0.1)
       >>> state = tx.init({"kernel": jnp.zeros((2, 2))})
-      >>> state = rgo_jax.rls_update(state, {"kernel": jnp.array([[0.5, 0.5], [0.0, 0.0]])})
-      >>> print(state[0].projection["kernel"])  # 1 - 1 * 1 / (1 + 1 * 1)
+      >>> grads = {"kernel": jnp.array([[0.75, 0.25], [0.0, 0.0]])}
+      >>> state = rgo_jax.rls_update(state, grads, alpha=0.25)
+      >>> print(state[0].projection["kernel"])  # 1 - 0.5 * 0.5 / (0.25 + 0.5 * 0.5)
       [[0.5 0. ]
        [0.  1. ]]
 
     References:
-      Algorithm 1, lines 9-11; the sum over columns is section 4.3.
+      Algorithm 1, lines 9-11; the mean over columns is section 4.3.
       https://arxiv.org/abs/2201.12522
     """
-    _check_alpha(alpha)
-    return _rls_update(opt_state, grads, alpha)
+    _columns.check(columns)
+    for state in _state.find_states(opt_state):
+        _alphas(alpha, state)
+        _warn_of_layer_norm(state, columns)
+    key = jax.random.key(0) if key is None else key
+    return _rls_update(opt_state, grads, alpha, key, columns=columns)
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="columns")
 def _rls_update(
-    opt_state: optax.OptState, grads: optax.Updates, alpha: jax.typing.ArrayLike
+    opt_state: optax.OptState, grads: optax.Updates, alpha: Any, key: jax.Array, columns: Columns
 ) -> optax.OptState:
     def update(state: _state.RgoState) -> _state.RgoState:
-        vectors = _curvature_vectors(state, grads)
-        return _state.RgoState(
-            num_updates=optax.safe_increment(state.num_updates),
-            projection=jax.tree.map(
-                lambda p, v: _projection.rank_one_update(p, v, alpha), state.projection, vectors
-            ),
-        )
+        alphas = _alphas(alpha, state)
+        found = _curvatures(state, grads, columns, key, state.num_updates)
 
-    return _state.map_states(update, opt_state)
+        def fold(path: _tree.Path, projection: jax.Array, leaf: Curvature) -> jax.Array:
+            if len(leaf.vectors) == 1:
+                return _projection.rank_one_update(projection, leaf.vectors[0], alphas[path])
+            return _projection.block_update(
+                projection, leaf.vectors, alphas[path], block_size=_BLOCK_SIZE
+            )
+
+        projection = _tree.map_with_path(fold, state.projection, found)
+        return _counted(state, found, 1)._replace(projection=projection)
+
+    states = _state.find_states(opt_state)
+    return _state.replace_states(opt_state, [update(state) for state in states])
 
 
 def consolidate(
@@ -75,17 +124,20 @@ def consolidate(
     grad_fn: Callable[[Any], optax.Updates],
     batches: Any,
     *,
-    alpha: jax.typing.ArrayLike = 1.0,
-    block_size: int = 128,
+    alpha: Any = 0.01,
+    columns: Columns = "mean",
+    key: jax.Array | None = None,
+    block_size: int = _BLOCK_SIZE,
 ) -> optax.OptState:
     """Folds a finished task into every projection: `rgo_jax.rls_update` over many batches.
 
     The vectors ``v`` do not depend on ``P``, so they are collected first, in one scan over the
-    batches, and folded in with matrix products (`block_size` at a time) instead of one rank-one
-    update each. The result is the same as far as float32 can tell: an ``alpha`` below ``16 eps``
-    (2e-6) times the sum of ``|v|^2`` over a block acts as if it were that. With blocks of 128 and
-    ``alpha = 1`` that concerns vectors more than 60 long; where it does, a smaller ``block_size``
-    lowers the bound in proportion.
+    batches, and folded in with matrix products (``block_size`` at a time) instead of one rank-one
+    update each. With ``columns="each"`` those of one batch are folded in at a time. The result is
+    the same as far as float32 can tell: for a vector ``v`` in a block of b vectors an ``alpha``
+    below ``16 b eps |v|^2`` acts as if it were that. With blocks of 128 and ``alpha = 0.01`` that
+    concerns vectors more than 6 long; where it does, a smaller ``block_size`` lowers the bound in
+    proportion.
 
     Pure, and not jitted by itself, because ``grad_fn`` closes over the parameters: call it inside
     your own `jax.jit`, where it compiles once for all tasks.
@@ -96,16 +148,22 @@ def consolidate(
         `rgo_jax.curvature_output` on that batch at the final parameters.
       batches: a tree of arrays ``[num_batches, ...]``; ``grad_fn`` gets one slice at a time. May
         hold indices rather than examples.
-      alpha: scalar, positive; as for `rgo_jax.rls_update`.
+      alpha: as for `rgo_jax.rls_update`.
+      columns: as for `rgo_jax.rls_update`.
+      key: as for `rgo_jax.rls_update`.
       block_size: how many vectors one Cholesky factorisation folds in.
 
     Returns:
-      The optimizer state with new projections; everything else in it is as it was.
+      As `rgo_jax.rls_update`.
 
     Raises:
       ValueError: as `rgo_jax.rls_update`; also for ``batches`` without a common leading axis or
         with no batch in it, for a ``block_size`` below 1, and for a ``grad_fn`` in which layers of
         `rgo_jax.linen` are handed their projections.
+
+    Warns:
+      UnprotectedWarning: as `rgo_jax.rls_update`; and, called outside `jax.jit`, if nearly all of a
+        parameter's gradient cancelled in the mean over its columns.
 
     Example:
       >>> import jax, jax.numpy as jnp, rgo_jax
@@ -127,69 +185,145 @@ def consolidate(
       Algorithm 1, lines 8-12; the block form is the Woodbury identity.
       https://arxiv.org/abs/2201.12522
     """
-    _check_alpha(alpha)
+    _columns.check(columns)
     if block_size < 1:
         raise ValueError(f"block_size is {block_size}; expected 1 or more.")
     num_batches = _count_batches(batches)
+    key = jax.random.key(0) if key is None else key
+    states = _state.find_states(opt_state)
+    alphas = [_alphas(alpha, state) for state in states]
+    for state in states:
+        _warn_of_layer_norm(state, columns)
 
-    states: list[_state.RgoState] = []
-    _state.map_states(states.append, opt_state)
+    def fold(
+        state: _state.RgoState, alphas: dict[_tree.Path, Any], found: Any, count: int
+    ) -> _state.RgoState:
+        def fold_leaf(path: _tree.Path, projection: jax.Array, leaf: Curvature) -> jax.Array:
+            return _projection.block_update(
+                projection, leaf.vectors, alphas[path], block_size=block_size
+            )
 
-    def collect(carry: None, batch: Any) -> tuple[None, list[Any]]:
+        projection = _tree.map_with_path(fold_leaf, state.projection, found)
+        return _counted(state, found, count)._replace(projection=projection)
+
+    def collect(index: jax.Array, batch: Any) -> tuple[jax.Array, list[Any]]:
         grads = grad_fn(batch)
-        return carry, [_curvature_vectors(state, grads) for state in states]
+        return index + 1, [
+            _curvatures(state, grads, columns, key, state.num_updates + index) for state in states
+        ]
+
+    def fold_batch(states: list[_state.RgoState], batch: Any) -> tuple[list[Any], None]:
+        grads = grad_fn(batch)
+        return [
+            fold(state, own, _curvatures(state, grads, columns, key, state.num_updates), 1)
+            for state, own in zip(states, alphas, strict=True)
+        ], None
 
     with _fused.curvature_pass():
-        _, vectors = jax.lax.scan(collect, None, batches)
-    folded = iter(vectors)
-
-    def update(state: _state.RgoState) -> _state.RgoState:
-        return _state.RgoState(
-            num_updates=state.num_updates + num_batches,
-            projection=jax.tree.map(
-                lambda p, v: _projection.block_update(p, v, alpha, block_size=block_size),
-                state.projection,
-                next(folded),
-            ),
-        )
-
-    return _state.map_states(update, opt_state)
+        if columns == "each":
+            states, _ = jax.lax.scan(fold_batch, states, batches)
+        else:
+            _, stacked = jax.lax.scan(collect, jnp.int32(0), batches)
+            states = [
+                fold(state, own, _joined(found), num_batches)
+                for state, own, found in zip(states, alphas, stacked, strict=True)
+            ]
+    for state in states:
+        _warnings.warn_of_vanishing(state)
+    return _state.replace_states(opt_state, states)
 
 
-def _curvature_vectors(state: _state.RgoState, grads: optax.Updates) -> Any:
-    """A tree like ``state.projection`` of vectors ``v [d]``: sums over the m columns.
-
-    The sum, not the mean: it is what comes near the paper's numbers.
-    """
-    leaves = _geometry.leaves_by_path(grads)
-    projections = _geometry.leaves_by_path(state.projection)
+def _curvatures(
+    state: _state.RgoState,
+    grads: optax.Updates,
+    columns: Columns,
+    key: jax.Array,
+    index: jax.Array,
+) -> Any:
+    """A tree like ``state.projection`` of `Curvature`: what one batch has to say of each leaf."""
+    leaves = _tree.leaves_by_path(grads)
+    projections = _tree.leaves_by_path(state.projection)
     _state.check_paths(projections, leaves, "grads")
+    key = jax.random.fold_in(key, index)
+    numbers = {path: number for number, path in enumerate(projections)}
 
-    def vector(path: _geometry.Path, projection: jax.Array) -> jax.Array:
+    def leaf_curvature(path: _tree.Path, projection: jax.Array) -> Curvature:
         _, matrix = _state.pair(path, leaves[path], projections, "grads")
-        return jnp.sum(matrix, axis=1, dtype=projection.dtype)
+        own_key = jax.random.fold_in(key, numbers[path])
+        return _columns.curvature(matrix.astype(projection.dtype), columns, own_key)
 
-    return _geometry.map_with_path(vector, state.projection)
+    return _tree.map_with_path(leaf_curvature, state.projection)
 
 
-def _check_alpha(alpha: jax.typing.ArrayLike) -> None:
-    if jnp.shape(alpha):
-        raise ValueError(
-            f"alpha has shape {jnp.shape(alpha)}; expected a scalar. For one of each model's own, "
-            "jax.vmap over models."
+def _joined(stacked: Any) -> Any:
+    """Those of all batches, stacked by a scan, as if of one."""
+
+    def join(leaf: Curvature) -> Curvature:
+        return Curvature(
+            vectors=leaf.vectors.reshape(-1, leaf.vectors.shape[-1]),
+            energy=jnp.sum(leaf.energy, axis=0),
+            num_skipped=jnp.sum(leaf.num_skipped, dtype=jnp.int32),
         )
-    # A traced alpha has no value to look at; the caller who traces it has seen the number.
-    if not isinstance(alpha, jax.core.Tracer) and not np.all(np.asarray(alpha) > 0):
-        raise ValueError(
-            f"alpha is {alpha}; expected a positive number. The paper uses 1; smaller protects "
-            "earlier tasks more."
-        )
+
+    return jax.tree.map(join, stacked, is_leaf=lambda node: isinstance(node, Curvature))
+
+
+def _counted(state: _state.RgoState, found: Any, count: int) -> _state.RgoState:
+    """The state with its counts for so many more batches; the projections are as they were."""
+
+    def add(_: _tree.Path, skipped: jax.Array, leaf: Curvature) -> jax.Array:
+        return skipped + leaf.num_skipped
+
+    def add_energy(_: _tree.Path, energy: jax.Array, leaf: Curvature) -> jax.Array:
+        return energy + leaf.energy
+
+    return state._replace(
+        num_updates=state.num_updates + count,
+        num_skipped=_tree.map_with_path(add, state.num_skipped, found),
+        energy=_tree.map_with_path(add_energy, state.energy, found),
+    )
+
+
+def _alphas(alpha: Any, state: _state.RgoState) -> dict[_tree.Path, Any]:
+    """Each leaf's alpha, checked.
+
+    Raises:
+      ValueError: as `rls_update`.
+    """
+    found = _tree.given_by_path(alpha, state.projection, (), "alpha")
+    for path, projection in _tree.leaves_by_path(state.projection).items():
+        name = _tree.path_name(path)
+        if path not in found:
+            raise ValueError(
+                f"alpha has nothing for {name!r}; expected a scalar, or a tree of scalars with one "
+                "for each parameter. It may be an array of NumPy's or JAX's, or a float."
+            )
+        value = found[path]
+        if jnp.shape(value):
+            raise ValueError(
+                f"alpha has shape {jnp.shape(value)} for {name!r}; expected a scalar for each "
+                "parameter. For one of each model's own, jax.vmap over models."
+            )
+        # A traced alpha has no value to look at; the caller who traces it has seen the number.
+        if not isinstance(value, jax.core.Tracer):
+            kept = np.asarray(value).astype(projection.dtype)
+            if not (kept > 0 and np.isfinite(kept)):
+                raise ValueError(
+                    f"alpha is {value} for {name!r}, in {projection.dtype} {kept}; "
+                    f"{_EXPECTED_ALPHA}"
+                )
+    return found
+
+
+def _warn_of_layer_norm(state: _state.RgoState, columns: Columns) -> None:
+    if columns == "mean":
+        _warnings.warn_of_layer_norm(_tree.leaves_by_path(state.projection, optax.MaskedNode))
 
 
 def _count_batches(batches: Any) -> int:
     shapes = {
-        _geometry.path_name(path): jnp.shape(leaf)
-        for path, leaf in _geometry.leaves_by_path(batches).items()
+        _tree.path_name(path): jnp.shape(leaf)
+        for path, leaf in _tree.leaves_by_path(batches).items()
     }
     counts = {shape[0] if shape else 0 for shape in shapes.values()}
     if len(counts) != 1 or not min(counts):

@@ -6,7 +6,7 @@ import jax
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from rgo_jax import _geometry, _state
+from rgo_jax import _state, _tree
 
 
 def projection_sharding(opt_state: optax.OptState, mesh: Mesh, axis: str) -> Any:
@@ -62,11 +62,10 @@ def projection_sharding(opt_state: optax.OptState, mesh: Mesh, axis: str) -> Any
         spec = PartitionSpec(axis, *[None] * (len(projection.shape) - 1))
         return NamedSharding(mesh, spec)
 
-    def of_state(state: _state.RgoState) -> _state.RgoState:
-        return _state.RgoState(replicated, jax.tree.map(by_rows, state.projection))
-
-    def is_done(node: Any) -> bool:
-        return isinstance(node, _state.RgoState)
-
-    mapped = _state.map_states(of_state, _geometry.unboxed(opt_state))
-    return jax.tree.map(lambda node: node if is_done(node) else replicated, mapped, is_leaf=is_done)
+    opt_state = _tree.unboxed(opt_state)
+    shardings = jax.tree.map(lambda _: replicated, opt_state)
+    states = zip(_state.find_states(opt_state), _state.find_states(shardings), strict=True)
+    return _state.replace_states(
+        shardings,
+        [own._replace(projection=jax.tree.map(by_rows, state.projection)) for state, own in states],
+    )

@@ -1,54 +1,73 @@
 """``RgoState``, and how its projections are found and paired with trees like the parameters."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rgo_jax import _geometry, _projection
-from rgo_jax._geometry import Path
+from rgo_jax import _geometry, _projection, _tree
+from rgo_jax._tree import Path
 
 
 class RgoState(NamedTuple):
     """State of `rgo_jax.scale_by_rgo`.
 
+    The trees are like the parameters, but for Flax's boxes around single arrays.
+
     Attributes:
-      num_updates: int32 scalar, how many curvature vectors have been folded in so far.
-      projection: a tree like the parameters, but for Flax's boxes around single arrays. A leaf
-        seen as ``[d, m]`` has a ``P [d, d]``, symmetric positive definite, in float32 or better,
-        not normalised: it equals ``alpha (alpha I + sum v v')^-1`` over all vectors ``v`` folded
-        in. Where a `rgo_jax.FanIn` asks for it, ``P`` is ``[blocks, b, b]`` or its diagonal
-        ``[d]``.
+      num_updates: int32 scalar, how many batches have been folded in so far.
+      projection: a leaf seen as ``[d, m]`` has a ``P [d, d]``, symmetric positive definite, in
+        float32 or better, not normalised: it equals ``alpha (alpha I + sum v v')^-1`` over all
+        vectors ``v`` folded in. Where a `rgo_jax.FanIn` asks for it, ``P`` is ``[blocks, b, b]`` or
+        its diagonal ``[d]``.
+      num_skipped: int32 scalars, how many vectors were left out because they were not finite.
+      energy: ``[2]``: the sum of ``|v|^2`` over all vectors, and that of the mean ``|column|^2`` of
+        the gradients that they were made of. See `ProjectionStats.coverage`.
     """
 
     num_updates: jax.Array
     projection: Any
+    num_skipped: Any
+    energy: Any
 
 
-def map_states(fn: Callable[[RgoState], Any], opt_state: Any) -> Any:
-    """Applies ``fn`` to every `RgoState` inside an optimizer state, however deep it is wrapped.
+def find_states(opt_state: Any) -> list[RgoState]:
+    """Every `RgoState` inside an optimizer state, however deep it is wrapped.
 
     Raises:
       ValueError: there is none.
     """
-    found = False
-
-    def visit(node: Any) -> Any:
-        nonlocal found
-        if not isinstance(node, RgoState):
-            return node
-        found = True
-        return fn(node)
-
-    mapped = jax.tree.map(visit, opt_state, is_leaf=lambda node: isinstance(node, RgoState))
+    found = [node for node in jax.tree.leaves(opt_state, is_leaf=_is_state) if _is_state(node)]
     if not found:
         raise ValueError(
             f"No RgoState in the optimizer state of type {type(opt_state).__name__}. Expected the "
             "state of an optax transform that contains rgo_jax.scale_by_rgo() or rgo_jax.rgo()."
         )
-    return mapped
+    return found
+
+
+def replace_states(opt_state: Any, states: Sequence[RgoState]) -> Any:
+    """The optimizer state with others in place of those that `find_states` found."""
+    following = iter(states)
+    return jax.tree.map(
+        lambda node: next(following) if _is_state(node) else node, opt_state, is_leaf=_is_state
+    )
+
+
+def find_projections(opt_state: Any) -> dict[Path, jax.Array]:
+    """The projections of all of `find_states`, by the paths of their parameters.
+
+    Raises:
+      ValueError: as `find_states`.
+    """
+    states = find_states(opt_state)
+    return {p: leaf for s in states for p, leaf in _tree.leaves_by_path(s.projection).items()}
+
+
+def _is_state(node: Any) -> bool:
+    return isinstance(node, RgoState)
 
 
 def check_paths(projections: dict[Path, Any], leaves: dict[Path, Any], what: str) -> None:
@@ -59,9 +78,9 @@ def check_paths(projections: dict[Path, Any], leaves: dict[Path, Any], what: str
     missing = [path for path in projections if path not in leaves]
     if missing:
         raise ValueError(
-            f"The {what} have no leaf {_geometry.path_name(missing[0])!r}, for which the RgoState "
-            f"has a projection. They have {_names(leaves)}. Pass a tree like the parameters that "
-            "the optimizer was initialised with."
+            f"The {what} have no leaf {_tree.path_name(missing[0])!r}, for which the RgoState "
+            f"has a projection. They have {_tree.names(leaves)}. Pass a tree like the parameters "
+            "that the optimizer was initialised with."
         )
 
 
@@ -69,7 +88,7 @@ def pair(
     path: Path, leaf: Any, projections: dict[Path, jax.Array], what: str
 ) -> tuple[jax.Array, jax.Array]:
     """A leaf's projection and the leaf as its ``[d, m]`` matrix, checked against each other."""
-    name = _geometry.path_name(path)
+    name = _tree.path_name(path)
     if path not in projections:
         raise ValueError(
             f"The {what} have a leaf {name!r} for which the RgoState has no projection. Pass a "
@@ -88,11 +107,11 @@ def pair(
 
 def check_shapes(gradients: Any, params: Any) -> None:
     """Refuses gradients of other shapes than the parameters have."""
-    shapes = {path: jnp.shape(leaf) for path, leaf in _geometry.leaves_by_path(params).items()}
-    for path, leaf in _geometry.leaves_by_path(gradients).items():
+    shapes = {path: jnp.shape(leaf) for path, leaf in _tree.leaves_by_path(params).items()}
+    for path, leaf in _tree.leaves_by_path(gradients).items():
         if shapes.get(path, jnp.shape(leaf)) != jnp.shape(leaf):
             raise ValueError(
-                f"The gradients leaf {_geometry.path_name(path)!r} has shape {jnp.shape(leaf)}, "
+                f"The gradients leaf {_tree.path_name(path)!r} has shape {jnp.shape(leaf)}, "
                 f"but the parameter has shape {shapes[path]}."
             )
 
@@ -101,17 +120,13 @@ def marks_of(paths: Iterable[Path], marks: Any, what: str) -> dict[Path, bool]:
     """What a bool, or a tree of bools like the parameters, says of each leaf."""
     if isinstance(marks, bool | np.bool_):
         return dict.fromkeys(paths, bool(marks))
-    by_path, found = _geometry.leaves_by_path(marks), {}
+    by_path, found = _tree.leaves_by_path(marks), {}
     for path in paths:
         mark = by_path.get(path)
         if not isinstance(mark, bool | np.bool_):
             raise ValueError(
-                f"{what} has {mark!r} for {_geometry.path_name(path)!r}; expected a bool, or a "
-                f"tree of bools like the parameters. It has {_names(by_path)}."
+                f"{what} has {mark!r} for {_tree.path_name(path)!r}; expected a bool, or a "
+                f"tree of bools like the parameters. It has {_tree.names(by_path)}."
             )
         found[path] = bool(mark)
     return found
-
-
-def _names(leaves: dict[Path, Any]) -> str:
-    return ", ".join(repr(_geometry.path_name(path)) for path in leaves) or "no leaves"

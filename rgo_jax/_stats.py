@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rgo_jax import _geometry, _projection, _state
+from rgo_jax import _geometry, _projection, _state, _tree, _warnings
 
 
 class ProjectionStats(NamedTuple):
@@ -19,6 +19,12 @@ class ProjectionStats(NamedTuple):
       max_eigenvalue: the weight of the freest direction; 1 as long as one is untouched.
       effective_rank: ``exp`` of the entropy of the normalised eigenvalues (Roy and Vetterli,
         EUSIPCO 2007): how many directions are left to learn in, from 1 to d.
+      coverage: the share of the columns' energy that has been folded in: the sum of ``|v|^2`` over
+        that of the mean ``|column|^2``. About 1 with ``columns="signs"`` or ``"each"``; with the
+        mean from 0 to 1, 1 for a bias, ``1 / m`` where m columns have nothing in common, and next
+        to 0 where they cancel: then the parameter is not protected. NaN before the first task, and
+        where all gradients were zero.
+      num_skipped: how many vectors were left out because they were not finite.
       mib: memory of P in MiB.
     """
 
@@ -27,6 +33,8 @@ class ProjectionStats(NamedTuple):
     min_eigenvalue: jax.Array
     max_eigenvalue: jax.Array
     effective_rank: jax.Array
+    coverage: jax.Array
+    num_skipped: jax.Array
     mib: float
 
 
@@ -44,26 +52,29 @@ def projection_stats(opt_state: optax.OptState) -> dict[str, ProjectionStats]:
     Raises:
       ValueError: no `rgo_jax.RgoState` in ``opt_state``.
 
+    Warns:
+      UnprotectedWarning: the coverage of a parameter is next to 0.
+
     Example:
       >>> import jax.numpy as jnp, rgo_jax
       >>> tx = rgo_jax.rgo(0.1)
       >>> state = tx.init({"kernel": jnp.zeros((2, 3))})
-      >>> state = rgo_jax.rls_update(state, {"kernel": jnp.array([[0.5, 0.5, 0], [0, 0, 0]])})
+      >>> state = rgo_jax.rls_update(state, {"kernel": jnp.array([[0.2, 0.1, 0], [0, 0, 0]])})
       >>> stats = rgo_jax.projection_stats(state)["kernel"]
       >>> stats.dim, round(float(stats.trace), 3), round(float(stats.effective_rank), 3)
       (2, 1.5, 1.89)
     """
     stats: dict[str, ProjectionStats] = {}
-
-    def collect(state: _state.RgoState) -> None:
-        for path, projection in _geometry.leaves_by_path(state.projection).items():
-            stats[_geometry.path_name(path)] = _stats(projection)
-
-    _state.map_states(collect, opt_state)
+    for state in _state.find_states(opt_state):
+        energies = _tree.leaves_by_path(state.energy)
+        skipped = _tree.leaves_by_path(state.num_skipped)
+        for path, projection in _tree.leaves_by_path(state.projection).items():
+            stats[_tree.path_name(path)] = _stats(projection, energies[path], skipped[path])
+        _warnings.warn_of_vanishing(state)
     return stats
 
 
-def _stats(projection: jax.Array) -> ProjectionStats:
+def _stats(projection: jax.Array, energy: jax.Array, num_skipped: jax.Array) -> ProjectionStats:
     eigenvalues = _projection.eigenvalues(projection)
     # Rounding can push the smallest ones of a strongly protected layer just below zero.
     share = jnp.maximum(eigenvalues, 0)
@@ -75,6 +86,8 @@ def _stats(projection: jax.Array) -> ProjectionStats:
         min_eigenvalue=eigenvalues[0],
         max_eigenvalue=eigenvalues[-1],
         effective_rank=jnp.exp(entropy),
+        coverage=energy[0] / energy[1],
+        num_skipped=num_skipped,
         mib=_projection.mebibytes(projection.shape, projection.dtype),
     )
 
@@ -106,11 +119,11 @@ def projection_memory(params: Any, *, fan_in: Any = None) -> dict[str, float]:
 
     specs = _geometry.specs_by_path(fan_in, params)
 
-    def mib(path: _geometry.Path, leaf: Any) -> float:
+    def mib(path: _tree.Path, leaf: Any) -> float:
         shape = _geometry.projection_shape(path, leaf, specs[path])
         return _projection.mebibytes(shape, jnp.result_type(leaf))
 
     return {
-        _geometry.path_name(path): mib(path, leaf)
-        for path, leaf in _geometry.leaves_by_path(params).items()
+        _tree.path_name(path): mib(path, leaf)
+        for path, leaf in _tree.leaves_by_path(params).items()
     }

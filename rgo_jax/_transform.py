@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rgo_jax import _batch_norm, _geometry, _projection, _state
+from rgo_jax import _geometry, _projection, _state, _tree, _warnings
 
 DEFAULT_MAX_FAN_IN = 8192
 
@@ -42,11 +42,11 @@ def scale_by_rgo(
         for everything below it.
       max_fan_in: the largest full P or block of one accepted; 8192 if None, at which one ``P``
         takes 256 MiB in float32. With `optax.inject_hyperparams`, name it in ``static_args``.
-      projected: True if the gradients arrive already projected, as ``(d / tr P) P g``: the
-        transform then carries ``P`` and leaves them as they are. Or a tree of bools like the
-        parameters, leaf by leaf.
-      normalize: False to leave the trace rule out: ``P g`` instead of ``(d / tr P) P g``, also of
-        gradients that arrive projected. No direction then takes a larger step than SGD's: a layer
+      projected: True if the gradients arrive already projected, as ``P g``: the transform then
+        carries ``P`` and applies the trace rule. Or a tree of bools like the parameters, leaf by
+        leaf.
+      normalize: False to leave the trace rule out: ``P g`` instead of ``(d / tr P) P g``. No
+        direction then takes a larger step than SGD's: a layer
         that earlier tasks use in every direction moves little, where the trace rule gives it back
         SGD's full step. Later tasks are learned in smaller steps; by how much, ``alpha`` decides.
 
@@ -90,14 +90,14 @@ def scale_by_rgo(
     def init_fn(params: optax.Params) -> _state.RgoState:
         specs = _geometry.specs_by_path(fan_in, params)
         # Of masked ones too: what leaks is not the parameters.
-        _batch_norm.warn_if_named(_geometry.leaves_by_path(params, optax.MaskedNode))
+        _warnings.warn_of_batch_norm(_tree.leaves_by_path(params, optax.MaskedNode))
 
-        def init_leaf(path: _geometry.Path, leaf: jax.Array) -> jax.Array:
+        def init_leaf(path: _tree.Path, leaf: jax.Array) -> jax.Array:
             shape = _geometry.projection_shape(path, leaf, specs[path])
             dtype = jnp.result_type(leaf)
             if len(shape) > 1 and shape[-1] > limit:
                 raise ValueError(
-                    f"Parameter {_geometry.path_name(path)!r} with shape {jnp.shape(leaf)} has "
+                    f"Parameter {_tree.path_name(path)!r} with shape {jnp.shape(leaf)} has "
                     f"fan-in {shape[-1]}, above max_fan_in={limit}: its P would take "
                     f"{_projection.mebibytes(shape, dtype):.0f} MiB. Raise max_fan_in; or have "
                     "less of P, with fan_in=FanIn(diagonal=True) or FanIn(blocks=...); or exclude "
@@ -105,9 +105,12 @@ def scale_by_rgo(
                 )
             return _projection.identity(shape, dtype)
 
+        projection = _tree.map_with_path(init_leaf, _tree.unboxed(params))
         return _state.RgoState(
             num_updates=jnp.zeros([], jnp.int32),
-            projection=_geometry.map_with_path(init_leaf, _geometry.unboxed(params)),
+            projection=projection,
+            num_skipped=jax.tree.map(lambda _: jnp.zeros([], jnp.int32), projection),
+            energy=jax.tree.map(lambda p: jnp.zeros(2, p.dtype), projection),
         )
 
     def update_fn(
@@ -115,25 +118,22 @@ def scale_by_rgo(
         state: _state.RgoState,
         params: optax.Params | None = None,
     ) -> tuple[optax.Updates, _state.RgoState]:
-        projections = _geometry.leaves_by_path(state.projection)
-        leaves = _geometry.leaves_by_path(updates)
+        projections = _tree.leaves_by_path(state.projection)
+        leaves = _tree.leaves_by_path(updates)
         _state.check_paths(projections, leaves, "gradients")
         is_projected = _state.marks_of(leaves, projected, "projected")
         if params is not None:
             _state.check_shapes(updates, params)
 
-        def update_leaf(path: _geometry.Path, gradient: jax.Array) -> jax.Array:
+        def update_leaf(path: _tree.Path, gradient: jax.Array) -> jax.Array:
             projection, matrix = _state.pair(path, gradient, projections, "gradients")
             if not is_projected[path]:
-                product = _projection.project(projection, matrix, normalize=normalize)
-            elif normalize:
-                return gradient
-            else:
-                # Gradients arrive with the trace rule in them.
-                product = _projection.denormalize(projection, matrix)
-            return product.reshape(gradient.shape).astype(gradient.dtype)
+                matrix = _projection.project(projection, matrix)
+            if normalize:
+                matrix = _projection.normalize(projection, matrix)
+            return matrix.reshape(gradient.shape).astype(gradient.dtype)
 
-        return _geometry.map_with_path(update_leaf, updates), state
+        return _tree.map_with_path(update_leaf, updates), state
 
     return optax.GradientTransformation(init_fn, update_fn)
 
@@ -187,7 +187,7 @@ def rgo(
       >>> grad = jnp.array([[1.0], [1.0]])  # of the next task
       >>> updates, state = tx.update(grad, state)
       >>> [round(float(u), 3) for u in updates[:, 0]]  # the first task's direction is protected
-      [-0.05, -0.15]
+      [-0.001, -0.199]
 
     References:
       Liu and Liu, `Continual Learning with Recursive Gradient Optimization

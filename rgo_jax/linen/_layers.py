@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import optax
 
-from rgo_jax import _fused, _geometry, _state
+from rgo_jax import _fused, _state, _tree
 from rgo_jax.linen import _recording
 
 
@@ -174,13 +174,7 @@ def projections(opt_state: optax.OptState) -> dict[str, Any]:
       {'Dense_0': {'kernel': Array([[1., 0.],
              [0., 1.]], dtype=float32)}}
     """
-    found: dict[_geometry.Path, jax.Array] = {}
-
-    def collect(state: _state.RgoState) -> None:
-        found.update(_geometry.leaves_by_path(state.projection))
-
-    _state.map_states(collect, opt_state)
-    collection = _recording.nested(found)
+    collection = _recording.nested(_state.find_projections(opt_state))
     if set(collection) == {"params"}:
         raise ValueError(
             "The optimizer's state is for a tree whose only key is 'params', so no layer would "
@@ -217,7 +211,7 @@ def projected_by(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> A
 
     asked = _recording.recorded(module, params, args, kwargs)
 
-    def names(path: _geometry.Path) -> tuple[str, ...]:
+    def names(path: _tree.Path) -> tuple[str, ...]:
         return tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
 
-    return _geometry.map_with_path(lambda path, _: names(path) in asked, params)
+    return _tree.map_with_path(lambda path, _: names(path) in asked, params)

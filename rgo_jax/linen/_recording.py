@@ -7,7 +7,7 @@ import flax
 import flax.linen as nn
 import jax
 
-from rgo_jax import _geometry
+from rgo_jax import _tree
 
 # The collection of variables that hands layers their projections.
 PROJECTIONS = "projections"
@@ -41,7 +41,7 @@ def recorded(
     def forward(params: Any) -> Any:
         # The forward pass never looks at a projection, so each parameter stands for its own. Other
         # collections, such as the averages of batch normalisation, come into being where missing.
-        variables = {"params": params, PROJECTIONS: nested(_geometry.leaves_by_path(params))}
+        variables = {"params": params, PROJECTIONS: nested(_tree.leaves_by_path(params))}
         mutable = flax.core.DenyList(("params", PROJECTIONS))
         return module.apply(variables, *args, **kwargs, mutable=mutable)
 
@@ -58,7 +58,7 @@ def recorded(
     return record
 
 
-def nested(leaves: dict[_geometry.Path, Any]) -> dict[str, Any]:
+def nested(leaves: dict[_tree.Path, Any]) -> dict[str, Any]:
     """Nested dicts, as a Linen variable collection is."""
     result: dict[str, Any] = {}
     for path, leaf in leaves.items():

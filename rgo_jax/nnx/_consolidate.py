@@ -6,7 +6,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from rgo_jax import _batch_norm, _rls
+from rgo_jax import _rls, _warnings
+from rgo_jax._columns import Columns
 from rgo_jax.nnx import _layers
 
 
@@ -16,7 +17,9 @@ def consolidate(
     output_fn: Callable[[Any, Any], jax.Array],
     batches: Any,
     *,
-    alpha: jax.typing.ArrayLike = 1.0,
+    alpha: Any = 0.01,
+    columns: Columns = "mean",
+    key: jax.Array | None = None,
     block_size: int = 128,
 ) -> None:
     """Folds a finished task into the state of an NNX optimizer, in place.
@@ -29,6 +32,8 @@ def consolidate(
       output_fn: ``(model, batch) -> scalar``, the `rgo_jax.curvature_output` of one batch.
       batches: as for `rgo_jax.consolidate`.
       alpha: as for `rgo_jax.consolidate`.
+      columns: as for `rgo_jax.consolidate`.
+      key: as for `rgo_jax.consolidate`.
       block_size: as for `rgo_jax.consolidate`.
 
     Raises:
@@ -36,6 +41,7 @@ def consolidate(
 
     Warns:
       BatchNormWarning: if the model has batch normalisation.
+      UnprotectedWarning: as `rgo_jax.consolidate`.
 
     Example:
       >>> import jax.numpy as jnp, rgo_jax, rgo_jax.nnx
@@ -59,7 +65,7 @@ def consolidate(
                 "Call it outside."
             )
     if nnx.to_flat_state(nnx.state(model, nnx.BatchStat)):
-        _batch_norm.warn(f"{type(model).__name__} has batch normalisation")
+        _warnings.warn_of_running_statistics(f"{type(model).__name__} has batch normalisation")
     graph, params, rest = nnx.split(model, optimizer.wrt, ...)  # type: ignore[misc]
 
     def output(params: Any, batch: Any) -> jax.Array:
@@ -71,6 +77,8 @@ def consolidate(
         lambda batch: _layers.arrays(jax.grad(output)(params, batch)),
         batches,
         alpha=alpha,
+        columns=columns,
+        key=key,
         block_size=block_size,
     )
     nnx.update(optimizer.opt_state, nnx.state(state))

@@ -10,7 +10,7 @@ import jax
 import optax
 from flax import nnx
 
-from rgo_jax import _fused, _geometry, _state
+from rgo_jax import _fused, _state, _tree
 
 
 class Projection(nnx.Variable):
@@ -216,13 +216,8 @@ def projecting(model: nnx.Module, opt_state: optax.OptState) -> Iterator[None]:
       >>> with rgo_jax.nnx.projecting(model, optimizer.opt_state):
       ...     grads = nnx.grad(lambda model: jnp.mean(model(jnp.ones((1, 4))) ** 2))(model)
     """
-    projections: dict[tuple[Any, ...], jax.Array] = {}
-
-    def collect(state: _state.RgoState) -> None:
-        for path, projection in _geometry.leaves_by_path(state.projection).items():
-            projections[_graph_path(path)] = projection
-
-    _state.map_states(collect, opt_state)
+    found = _state.find_projections(opt_state)
+    projections = {_graph_path(path): projection for path, projection in found.items()}
     borrowers = [
         (layer, f"{name}_projection", projections[path])
         for layer, name, path in projected_parameters(model)
@@ -244,7 +239,7 @@ def projecting(model: nnx.Module, opt_state: optax.OptState) -> Iterator[None]:
             setattr(layer, name, nnx.data(projection))
 
 
-def _graph_path(path: _geometry.Path) -> tuple[Any, ...]:
+def _graph_path(path: _tree.Path) -> tuple[Any, ...]:
     """A pytree path as `nnx.iter_graph` writes it."""
     return tuple(key.key if isinstance(key, jax.tree_util.DictKey) else key for key in path)
 
@@ -270,7 +265,7 @@ def projected_by(model: nnx.Module, wrt: Any = nnx.Param) -> Any:
       >>> optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     """
     own = {path for _, _, path in projected_parameters(model)}
-    return _geometry.map_with_path(
+    return _tree.map_with_path(
         lambda path, _: _graph_path(path) in own, arrays(nnx.state(model, wrt))
     )
 

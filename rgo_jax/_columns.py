@@ -1,0 +1,66 @@
+"""How the columns of a gradient become the vectors that are folded into a projection.
+
+A leaf's Hessian-weighted gradient ``r [d, m]`` has a column for each feature extractor. Section 4.3
+of the RGO paper folds their average in, as one vector. That loses what cancels in it.
+"""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+
+Columns = Literal["mean", "signs", "each"]
+
+
+class Curvature(NamedTuple):
+    """What one gradient has to say of one leaf.
+
+    Attributes:
+      vectors: ``[k, d]``, all finite.
+      energy: ``[2]``: the sum of ``|v|^2``, and the mean of ``|column|^2``.
+      num_skipped: int32 scalar, how many vectors were not finite and are zeros now.
+    """
+
+    vectors: jax.Array
+    energy: jax.Array
+    num_skipped: jax.Array
+
+
+def check(columns: Any) -> None:
+    """Refuses what is no name of `Columns`.
+
+    Raises:
+      ValueError: it is none.
+    """
+    if columns not in get_args(Columns):
+        known = ", ".join(repr(name) for name in get_args(Columns))
+        raise ValueError(f"columns is {columns!r}; expected one of {known}.")
+
+
+def curvature(matrix: jax.Array, columns: Columns, key: jax.Array) -> Curvature:
+    """The vectors of a gradient ``[d, m]``, one or, of "each", m of them.
+
+    All are to the same scale: where the columns are equal, ``sum v v'`` is the same for all three;
+    of "each" it is the mean of the columns' outer products, and of "signs" its expectation is.
+
+    Args:
+      matrix: ``[d, m]``, in the projection's dtype.
+      columns: how.
+      key: of the signs.
+    """
+    m = matrix.shape[1]
+    if columns == "mean":
+        vectors = jnp.mean(matrix, axis=1)[None]
+    elif columns == "signs":
+        signs = jax.random.rademacher(key, (m,), matrix.dtype)
+        vectors = jnp.sum(matrix * signs[None], axis=1)[None] / m**0.5
+    else:
+        vectors = matrix.T / m**0.5
+    lengths = jnp.sum(vectors**2, axis=1)
+    is_finite = jnp.isfinite(lengths)
+    energy = jnp.stack([jnp.sum(jnp.where(is_finite, lengths, 0)), jnp.sum(matrix**2) / m])
+    return Curvature(
+        vectors=jnp.where(is_finite[:, None], vectors, 0),
+        energy=jnp.where(jnp.isfinite(energy[1]), energy, 0),
+        num_skipped=jnp.sum(~is_finite, dtype=jnp.int32),
+    )

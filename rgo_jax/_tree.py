@@ -1,0 +1,100 @@
+"""Pytrees by path: their leaves, their names, and trees that say something of other trees."""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+import optax
+
+Path = tuple[Any, ...]
+
+_BOX = [(jax.tree_util.GetAttrKey("value"),)]
+
+
+def leaves_by_path(tree: Any, leaf_type: type | tuple[()] = ()) -> dict[Path, Any]:
+    """The leaves of a tree under their paths; masked-out nodes and None have no leaves.
+
+    Flax's boxes (`unboxed`) leave no trace in a path, so that trees match with and without them.
+    """
+    flat, _ = jax.tree_util.tree_flatten_with_path(
+        unboxed(tree), is_leaf=lambda node: isinstance(node, leaf_type)
+    )
+    return dict(flat)
+
+
+def map_with_path(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """`jax.tree_util.tree_map_with_path` with the paths of `leaves_by_path`."""
+    paths = leaves_by_path(tree)
+    leaves, treedef = jax.tree.flatten(tree)
+    others: Any = [treedef.flatten_up_to(tree) for tree in rest]  # type: ignore[attr-defined]
+    return jax.tree.unflatten(treedef, map(fn, paths, leaves, *others))
+
+
+def unboxed(tree: Any) -> Any:
+    """The tree without Flax's boxes around single arrays: NNX's Variables, Linen's Partitioned.
+
+    They carry what holds for the parameter and not for its P, such as a sharding of its axes.
+    """
+
+    def is_box(node: Any) -> bool:
+        if isinstance(node, tuple):  # A NamedTuple of the user's.
+            return False
+        # None, which a tree of specs has for other parameters, counts as a leaf here.
+        leaves, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is None)
+        return [path for path, _ in leaves] == _BOX
+
+    def unbox(node: Any) -> Any:
+        return jax.tree.leaves(node)[0] if is_box(node) else node
+
+    return jax.tree.map(unbox, tree, is_leaf=is_box)
+
+
+def path_name(path: Path) -> str:
+    """A pytree path as people write it: ``Dense_0/kernel``."""
+    return jax.tree_util.keystr(path, simple=True, separator="/") or "(the whole tree)"
+
+
+def names(paths: Collection[Path]) -> str:
+    """Paths as errors list them."""
+    return ", ".join(repr(path_name(path)) for path in paths) or "no leaves"
+
+
+def given_by_path(given: Any, tree: Any, leaf_type: type | tuple[()], what: str) -> dict[Path, Any]:
+    """What a tree that need not have all of another's branches says of each leaf of the other.
+
+    What it says at a branch holds for all leaves below.
+
+    Args:
+      given: the tree; None says nothing.
+      tree: the other, whose leaves are asked for. `optax.MaskedNode`s in it may be spoken of, but
+        are not asked for.
+      leaf_type: of the leaves of ``given``.
+      what: what errors call ``given``.
+
+    Returns:
+      What ``given`` says, by the path of a leaf of ``tree``; leaves of which it says nothing lack.
+
+    Raises:
+      ValueError: it speaks of a path that the other tree does not have.
+    """
+    said = leaves_by_path(given, leaf_type)
+    # Parameters that optax.masked leaves out are named nowhere else, but are no mistake.
+    unused, found, masked = set(said), {}, []
+    asked = leaves_by_path(tree, optax.MaskedNode)
+    for path, leaf in asked.items():
+        for length in range(len(path) + 1):
+            if path[:length] in said:
+                unused.discard(path[:length])
+                found[path] = said[path[:length]]
+        if isinstance(leaf, optax.MaskedNode):
+            masked.append(path)
+            found.pop(path, None)
+    for path in masked:
+        unused = {other for other in unused if other[: len(path)] != path}
+    if unused:
+        known = [path for path in asked if path not in masked]
+        raise ValueError(
+            f"{what} names {path_name(unused.pop())!r}, but there is no such parameter. There are "
+            f"{names(known)}."
+        )
+    return found
