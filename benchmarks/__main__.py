@@ -11,14 +11,18 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import data, experiment, figures, presets, report, results
+from benchmarks import ablation, data, experiment, figures, presets, report, results
+from benchmarks.initializers import INITIAL_VALUES
 from benchmarks.jobs import Job
+from benchmarks.layers import BIASES, HEADS
 from benchmarks.methods import METHODS
-from benchmarks.models import ARCHITECTURES, HEADS
-from benchmarks.tasks import SEQUENCES
+from benchmarks.networks import ARCHITECTURES
+from benchmarks.tasks import INTERPOLATIONS, SEQUENCES
 
 _RESULTS = Path("benchmarks") / "results"
 _DEFAULT_OUT = Path("results")
+_DEFAULT = presets.BENCHMARKS[:1]
+_ABLATION = "ablation"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +53,8 @@ def _parser() -> argparse.ArgumentParser:
         ),
         epilog=(
             "Writes a JSON for each run, and a figure, to --out. 'python -m benchmarks report "
-            "[FOLDER]' makes the tables and figures of a folder of results."
+            "[FOLDER]' makes the tables and figures of a folder of results. 'python -m benchmarks "
+            "ablation' runs RGO with one choice of the authors' program changed at a time."
         ),
     )
     parser.add_argument(
@@ -135,12 +140,17 @@ def _parser() -> argparse.ArgumentParser:
     changes.add_argument(
         "--batch-size", metavar="N", type=int, help="in training and in the curvature pass"
     )
-    changes.add_argument("--alpha", type=float, help="RGO's alpha; smaller protects more")
     changes.add_argument(
-        "--normalize",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="RGO's trace rule; without it later tasks take smaller steps",
+        "--training-images", metavar="N", type=int, help="so many of the dataset's first are used"
+    )
+    changes.add_argument(
+        "--initial-values", help=f"of the network, one of {', '.join(INITIAL_VALUES)}"
+    )
+    changes.add_argument(
+        "--biases", help="; ".join(f"{name}: {text}" for name, text in BIASES.items())
+    )
+    changes.add_argument(
+        "--interpolation", help=f"of rotated images, one of {', '.join(INTERPOLATIONS)}"
     )
     changes.add_argument(
         "--label-smoothing",
@@ -154,46 +164,71 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         help="feature encoding layers, with any method (default: as the method has it)",
     )
-    changes.add_argument(
-        "--fel-on-convs",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="feature encoding layers, where there are any, before convolutions too",
-    )
+    for name, text in (
+        ("--conv-biases", "whether convolutions have biases"),
+        ("--fel-on-convs", "feature encoding layers, where there are any, before convolutions too"),
+        ("--fel-on-input", "and before the first layer"),
+        ("--fel-per-layer", "permutations of its own for each layer, or one for each width"),
+        ("--fel-on-first-task", "whether the first task is permuted"),
+    ):
+        changes.add_argument(name, action=argparse.BooleanOptionalAction, default=None, help=text)
     changes.add_argument(
         "--validation",
         action="store_true",
         default=None,
         help="measure on held-out training data: for choosing among settings",
     )
+    _add_options(parser)
     return parser
 
 
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """The methods' own options, each under its field's name."""
+    group = parser.add_argument_group("options of methods; left out for those that lack them")
+    fields = [field for spec in METHODS.values() for field in dataclasses.fields(spec.options)]
+    for field in {field.name: field for field in fields}.values():
+        name, type_ = f"--{field.name.replace('_', '-')}", field.metadata["type"]
+        is_switch = {"action": argparse.BooleanOptionalAction}
+        kind: dict[str, Any] = is_switch if type_ is bool else {"type": type_}
+        group.add_argument(name, default=None, help=field.metadata["help"], **kind)
+
+
 def _run(argv: list[str], console: Console) -> int:
-    arguments = _parser().parse_args(argv)
+    command = ["python", "-m", "benchmarks", *argv]
+    is_ablation = argv[:1] == [_ABLATION]
+    parser = _parser()
+    if is_ablation:
+        argv = argv[1:]
+        parser.set_defaults(methods=",".join(ablation.METHODS_ABLATED))
+    arguments = parser.parse_args(argv)
     arguments.seeds = _seeds(arguments.seeds)
     if arguments.checkpoint_every < 1:
         raise ValueError(
             f"--checkpoint-every is {arguments.checkpoint_every}; expected 1 task or more."
         )
-    methods = arguments.methods.split(",")
-    for method in methods:
-        if method not in METHODS:
-            raise ValueError(f"Unknown method {method!r}; expected some of {', '.join(METHODS)}.")
-    benchmarks = arguments.benchmarks or ["split" if arguments.data else presets.BENCHMARKS[0]]
-    fields = {field.name for field in dataclasses.fields(presets.Config)}
+    methods = _methods(arguments.methods)
+    default = ["split"] if arguments.data else ablation.BENCHMARKS if is_ablation else _DEFAULT
     changes = {
         name: value
         for name, value in vars(arguments).items()
-        if name in fields - {"preset"} and value is not None
+        if name in _changeable() and value is not None
     }
-    resolved = {
-        name: {method: _configs(name, method, arguments, changes) for method in methods}
-        for name in dict.fromkeys(benchmarks)
-    }
+
+    def cases(benchmark: str) -> list[tuple[str, dict[str, Any]]]:
+        """Each method to run, with what is changed of the preset."""
+        if not is_ablation:
+            return [(method, changes) for method in methods]
+        return [
+            (method, changes | change.fields)
+            for change, method in ablation.cases(benchmark, methods)
+        ]
+
     # Everything that can be wrong is found before the first run.
-    origin = results.provenance(shlex.join(["python", "-m", "benchmarks", *argv]))
-    jobs = {name: _jobs(configs, arguments, changes, origin) for name, configs in resolved.items()}
+    origin = results.provenance(shlex.join(command))
+    jobs = {
+        name: _jobs(name, cases(name), arguments, origin)
+        for name in dict.fromkeys(arguments.benchmarks or default)
+    }
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -217,6 +252,23 @@ def _run(argv: list[str], console: Console) -> int:
     return 0
 
 
+def _methods(text: str) -> list[str]:
+    methods = text.split(",")
+    for method in methods:
+        if method not in METHODS:
+            raise ValueError(f"Unknown method {method!r}; expected some of {', '.join(METHODS)}.")
+    return methods
+
+
+def _changeable() -> set[str]:
+    """What of the arguments changes a preset."""
+    fields = {field.name for field in dataclasses.fields(presets.Config)}
+    options = {
+        field.name for spec in METHODS.values() for field in dataclasses.fields(spec.options)
+    }
+    return (fields - {"preset", "options"}) | options
+
+
 def _seeds(text: str) -> range:
     """The seeds of ``"5"``, from 0 to 4, or of ``"3-4"``, both of them included."""
     parts = text.split("-")
@@ -230,43 +282,35 @@ def _seeds(text: str) -> range:
     )
 
 
-def _configs(
-    benchmark: str, method: str, arguments: argparse.Namespace, changes: dict[str, Any]
-) -> tuple[presets.Config, presets.Config]:
-    """What a method is to run with, and the same without the changes."""
-    config = partial(
-        presets.config,
-        benchmark,
-        arguments.preset,
-        arguments.data,
-        METHODS[method].learning_rates,
-    )
-    return config(**changes), config()
-
-
 def _jobs(
-    configs: dict[str, tuple[presets.Config, presets.Config]],
+    benchmark: str,
+    cases: Sequence[tuple[str, dict[str, Any]]],
     arguments: argparse.Namespace,
-    changes: dict[str, Any],
     origin: dict[str, Any],
 ) -> list[Job]:
-    """The runs of a benchmark, one for each method.
+    """The runs of a benchmark, one for each method with its changes to the preset.
 
     Raises:
       ValueError: a run is not possible, there is an interrupted one, or its result would replace
         one of other data.
     """
-    first, _ = next(iter(configs.values()))
-    dataset = data.load(first.dataset, data_dir=arguments.data_dir)
-    if first.validation:
-        dataset = dataset.validation()
     jobs = []
-    for method, (config, preset) in configs.items():
+    whole: data.Dataset | None = None
+    for method, changes in cases:
+        configured = partial(
+            presets.config, benchmark, arguments.preset, METHODS[method], arguments.data
+        )
+        config, preset = configured(**changes), configured()
+        if whole is None:
+            whole = data.load(config.dataset, data_dir=arguments.data_dir)
+        dataset = experiment.data_of(config, whole)
         if arguments.examples_per_task is None:
             config = experiment.fitted(config, dataset)
         experiment.check(config, dataset)
         differing = {
-            field: value for field, value in changes.items() if value != getattr(preset, field)
+            field: value
+            for field, value in changes.items()
+            if value != preset.flat.get(field, value)
         }
         job = Job(
             method,

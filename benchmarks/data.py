@@ -48,6 +48,10 @@ class Dataset(NamedTuple):
         """Twelve hex digits that change with any of the arrays."""
         return digest(array for array in self[1:] if array is not None)[:12]
 
+    def first(self, count: int | None) -> "Dataset":
+        """The same set with so many of its training images, the first; None for all."""
+        return self._replace(x_train=self.x_train[:count], y_train=self.y_train[:count])
+
     def validation(self) -> "Dataset":
         """The same set with the last sixth of the training data in place of the test data.
 

@@ -12,12 +12,14 @@ import optax
 import rgo_jax.linen
 from benchmarks import tasks
 from benchmarks.data import Dataset
+from benchmarks.layers import SHARED_HEADS
 from benchmarks.methods import Method, MethodSpec, Problem
-from benchmarks.models import ARCHITECTURES, check_input
+from benchmarks.networks import ARCHITECTURES, check_input
 from benchmarks.presets import Config
 
-# How many examples are classified at once.
-_EVALUATION_BATCH = 100
+# How many examples are classified at once, and how many images.
+_EVALUATION_BATCH = 1000
+_EVALUATION_BATCH_OF_IMAGES = 100
 
 
 class _Keys(NamedTuple):
@@ -48,9 +50,20 @@ class Functions(NamedTuple):
     accuracy: Callable[..., Any]
 
 
+def sequence_of(config: Config, dataset: Dataset) -> tasks.Sequence:
+    """The tasks of an experiment."""
+    return tasks.SEQUENCES[config.sequence](dataset, config.num_tasks, config.interpolation)
+
+
+def data_of(config: Config, dataset: Dataset) -> Dataset:
+    """What of a dataset an experiment uses: with ``validation`` no test data."""
+    dataset = dataset.first(config.training_images)
+    return dataset.validation() if config.validation else dataset
+
+
 def functions(config: Config, spec: MethodSpec, dataset: Dataset) -> Functions:
     """A method on a network, taken through a sequence of tasks."""
-    sequence = tasks.SEQUENCES[config.sequence](dataset, config.num_tasks)
+    sequence = sequence_of(config, dataset)
 
     def keys_of(seed: jax.Array) -> _Keys:
         return _Keys(*jax.random.split(jax.random.key(seed), len(_Keys._fields)))
@@ -123,15 +136,17 @@ def functions(config: Config, spec: MethodSpec, dataset: Dataset) -> Functions:
             right = jnp.argmax(method.logits(state, x, k), axis=-1) == y
             return jnp.sum(right & batch.valid)
 
-        batches = tasks.Pool(*(_in_batches(x) for x in (pool.indices, valid)))
+        is_image = len(sequence.input_shape) > 1
+        size = _EVALUATION_BATCH_OF_IMAGES if is_image else _EVALUATION_BATCH
+        batches = tasks.Pool(*(_in_batches(x, size) for x in (pool.indices, valid)))
         return jnp.sum(jax.lax.map(count, batches)) / jnp.sum(valid)
 
     return Functions(init, start, steps, end, accuracy)
 
 
-def _in_batches(x: jax.Array) -> jax.Array:
-    """``[n]`` as ``[batches, _EVALUATION_BATCH]``, filled up with zeros."""
-    size = min(_EVALUATION_BATCH, len(x))
+def _in_batches(x: jax.Array, size: int) -> jax.Array:
+    """``[n]`` as ``[batches, size]``, or fewer in a batch, filled up with zeros."""
+    size = min(size, len(x))
     return jnp.pad(x, (0, -len(x) % size)).reshape(-1, size)
 
 
@@ -145,6 +160,12 @@ def make_problem(
         head="shared" if spec.single_task else config.head,
         fel=spec.fel if config.fel is None else config.fel,
         fel_on_convs=config.fel_on_convs,
+        fel_on_input=config.fel_on_input,
+        fel_per_layer=config.fel_per_layer,
+        fel_on_first_task=config.fel_on_first_task,
+        initial_values=config.initial_values,
+        biases=config.biases,
+        conv_biases=config.conv_biases,
         # An integer of its own: FEL derives its keys as the benchmark does, and must not
         # draw the permutations that make the tasks.
         seed=jax.random.randint(fel_key, (), 0, 2**31 - 1),
@@ -157,7 +178,7 @@ def make_problem(
         projections: Any = None,
         subspace: jax.Array | None = None,
     ) -> jax.Array:
-        variables = {"params": params, "encodings": encodings}
+        variables = {"params": freeze(params, task_id), "encodings": encodings}
         if projections is not None:
             variables["projections"] = projections
         if subspace is not None:
@@ -165,11 +186,14 @@ def make_problem(
         return jnp.asarray(network.apply(variables, x, task_id))
 
     def freeze(params: Any, task_id: jax.Array) -> Any:
-        if network.head != "frozen":
-            return params
-        stopped = jax.lax.stop_gradient(params["head"])
-        head = jax.tree.map(partial(jnp.where, task_id == 0), params["head"], stopped)
-        return params | {"head": head}
+        def of_leaf(path: Any, leaf: jax.Array) -> jax.Array:
+            names = [key.key for key in path]
+            is_frozen = (network.head == "frozen" and names[0] == "head") or (
+                network.biases == "frozen" and names[-1] == "bias"
+            )
+            return jnp.where(task_id == 0, leaf, jax.lax.stop_gradient(leaf)) if is_frozen else leaf
+
+        return jax.tree.map_with_path(of_leaf, params)
 
     blank = jnp.zeros((1, *sequence.input_shape))
 
@@ -187,13 +211,12 @@ def make_problem(
         init=init,
         logits=logits,
         protected=lambda params: {
-            name: name != "head" or network.head == "shared" for name in params
+            name: name != "head" or network.head in SHARED_HEADS for name in params
         },
         freeze=freeze,
         losses=partial(cross_entropies, smoothing=config.label_smoothing),
         learning_rate=config.learning_rate_schedule(),
-        alpha=config.alpha,
-        normalize=config.normalize,
+        options=spec.make_options(config.options),
         dataset=dataset,
         input_shape=sequence.input_shape,
         num_classes=sequence.num_classes,
@@ -212,7 +235,7 @@ def cross_entropies(logits: jax.Array, labels: jax.Array, *, smoothing: float = 
 
 def memory_bytes(config: Config, spec: MethodSpec, dataset: Dataset) -> int:
     """How many bytes a method keeps from one task for the next, for one seed; computes nothing."""
-    sequence = tasks.SEQUENCES[config.sequence](dataset, config.num_tasks)
+    sequence = sequence_of(config, dataset)
 
     def kept(key: jax.Array) -> Any:
         method = spec.build(make_problem(config, spec, sequence, dataset.name, key))
@@ -224,7 +247,7 @@ def memory_bytes(config: Config, spec: MethodSpec, dataset: Dataset) -> int:
 
 def fitted(config: Config, dataset: Dataset) -> Config:
     """The same with no more examples in a task than there are."""
-    sequence = tasks.SEQUENCES[config.sequence](dataset, config.num_tasks)
+    sequence = sequence_of(config, dataset)
     examples = min(config.examples_per_task, sequence.smallest)
     return dataclasses.replace(config, examples_per_task=examples)
 
@@ -235,7 +258,7 @@ def check(config: Config, dataset: Dataset) -> None:
     Raises:
       ValueError: the dataset does not suit the configuration.
     """
-    sequence = tasks.SEQUENCES[config.sequence](dataset, config.num_tasks)
+    sequence = sequence_of(config, dataset)
     check_input(config.network, sequence.input_shape)
     if config.examples_per_task > sequence.smallest:
         raise ValueError(

@@ -60,7 +60,7 @@ def figure_1(results: Sequence[Result], path: Path) -> None:
         of_panel = {
             method: result
             for method in methods
-            if (result := find(results, setting, method, "paper")) is not None
+            if (result := find(results, paper.own(setting, method), method, "paper")) is not None
         }
         for method, result in of_panel.items():
             label = METHODS[method].label

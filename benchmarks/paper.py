@@ -1,6 +1,8 @@
 """The paper's own numbers: Tables 1 to 3 and section 6.3 of https://arxiv.org/abs/2201.12522."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from benchmarks.methods import METHODS
 
 # (ACC, BWT) in percent, None where this file has none.
 Numbers = tuple[float | None, float | None]
@@ -11,7 +13,7 @@ class Setting(NamedTuple):
 
     Attributes:
       benchmark: a name of `benchmarks.presets.BENCHMARKS`.
-      network: a key of `benchmarks.models.ARCHITECTURES`.
+      network: a key of `benchmarks.networks.ARCHITECTURES`.
       epochs: over a task's examples.
     """
 
@@ -80,11 +82,15 @@ TABLE_3: dict[Setting, dict[str, Numbers]] = {
 }
 
 
-def setting(benchmark: str, config: dict[str, Any]) -> Setting:
-    """The setting of a result."""
-    return Setting(benchmark, config["network"], config["epochs"])
+def own(setting: Setting, method: str) -> Setting:
+    """A setting of the paper with the network that its authors trained a method with."""
+    networks = METHODS[method].networks
+    return setting._replace(network=networks.get(setting.network, setting.network))
 
 
-def numbers(benchmark: str, method: str, config: dict[str, Any]) -> Numbers:
-    """The paper's ACC and BWT for a configuration, None where it has none."""
-    return (TABLE_1 | TABLE_3).get(setting(benchmark, config), {}).get(method, (None, None))
+def numbers(setting: Setting, method: str) -> Numbers:
+    """The paper's ACC and BWT for what was run in a setting, None where it has none."""
+    for theirs, methods in (TABLE_1 | TABLE_3).items():
+        if method in methods and own(theirs, method) == setting:
+            return methods[method]
+    return None, None

@@ -21,7 +21,7 @@ import rgo_jax
 import rgo_jax.linen
 from benchmarks import results
 from benchmarks.files import replacing
-from benchmarks.models import ARCHITECTURES
+from benchmarks.networks import ARCHITECTURES
 from benchmarks.timing import Program, compiled, interleaved
 
 _HIGHEST = jax.lax.Precision.HIGHEST

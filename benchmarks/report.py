@@ -7,10 +7,10 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from benchmarks import ablation, figures, markup, paper, tables
+from benchmarks import ablation, figures, heads, markup, paper, tables
 from benchmarks.files import replacing
+from benchmarks.layers import HEADS
 from benchmarks.methods import METHODS
-from benchmarks.models import HEADS
 from benchmarks.presets import PRESETS, PROTOCOL_FIELDS
 from benchmarks.results import Result, merged
 
@@ -82,16 +82,20 @@ def write(results: Sequence[Result], folder: Path) -> Path:
     drawn = {}
     for benchmark in _benchmarks(results):
         of_benchmark = [result for result in results if result.benchmark == benchmark]
-        # Presets as they stand, where there are any: a dozen variants of each are not to be read.
+        # Presets as they stand, where there are any: a dozen variants of each are not readable.
         plain = [result for result in of_benchmark if not result.changes]
         figures.accuracy(benchmark, plain or of_benchmark, folder / benchmark / "accuracy")
         drawn[benchmark] = f"{benchmark}/accuracy.png"
     see_also = ""
     if tables.have_a_row(results):
         figures.figure_1(results, folder / "figure-1")
-        text = tables.papers_tables(results) + ablation.markdown(results)
+        text = tables.papers_tables(results) + heads.markdown(results)
         _write(folder / "TABLES.md", text)
         see_also += "\nThe paper's tables, with ours beside, are in [TABLES.md](TABLES.md).\n"
+    changed_one_by_one = ablation.markdown(results)
+    if changed_one_by_one:
+        _write(folder / "ABLATION.md", changed_one_by_one)
+        see_also += "\nWhat each choice is worth is in [ABLATION.md](ABLATION.md).\n"
     if (folder / _NOTES).exists():
         see_also += f"\nWhat is known of the differences is in [{_NOTES}]({_NOTES}).\n"
     return _write(folder / "README.md", markdown(files, drawn, see_also))
@@ -119,7 +123,7 @@ def _order(result: Result) -> tuple[object, ...]:
 
 
 def _row(result: Result) -> list[str]:
-    acc, bwt = paper.numbers(result.benchmark, result.method, result.config)
+    acc, bwt = paper.numbers(result.setting, result.method)
     if PROTOCOL_FIELDS & set(result.changes):
         acc = bwt = None  # Another protocol than the paper's.
     single_task = METHODS[result.method].single_task

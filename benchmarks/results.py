@@ -17,8 +17,8 @@ import numpy as np
 import rgo_jax
 from benchmarks import paper, presets
 from benchmarks.files import replacing
+from benchmarks.layers import HEADS
 from benchmarks.methods import METHODS
-from benchmarks.models import HEADS
 from benchmarks.train import Run
 
 # As many as the paper has. Fewer or more go into a file's name, so as not to replace these.
@@ -86,7 +86,7 @@ class Result(NamedTuple):
     @property
     def setting(self) -> paper.Setting:
         """Where it belongs in the paper's tables, if `is_literal`."""
-        return paper.setting(self.benchmark, self.config)
+        return paper.Setting(self.benchmark, self.config["network"], self.config["epochs"])
 
     @property
     def is_literal(self) -> bool:
@@ -212,6 +212,7 @@ def load(path: Path) -> Result:
         content["losses"] = np.array(content["losses"], float)
         content["config"] = presets.DEFAULTS | content["config"]
         presets.Config(**content["config"])  # raises where a field lacks or is unknown
+        METHODS[content["method"]].options(**content["config"]["options"])
         for what, name, known in (
             ("method", content["method"], METHODS),
             ("preset", content["preset"], presets.PRESETS),

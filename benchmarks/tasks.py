@@ -70,23 +70,27 @@ class Sequence(NamedTuple):
     ]
 
 
-def permuted(dataset: Dataset, num_tasks: int) -> Sequence:
+# Of rotated images.
+INTERPOLATIONS = ("nearest", "bilinear")
+
+
+def permuted(dataset: Dataset, num_tasks: int, interpolation: str = "nearest") -> Sequence:
     """Permuted images: each task, the first too, has a permutation drawn from the run's key.
 
     Raises:
       ValueError: colour images.
     """
-    del num_tasks
+    del num_tasks, interpolation
     height, width = _grey_shape(dataset)
 
-    def index(key: jax.Array, task_id: jax.Array) -> jax.Array:
-        return jax.random.permutation(jax.random.fold_in(key, task_id), height * width)
+    def index(key: jax.Array, task_id: jax.Array) -> tuple[jax.Array, None]:
+        return jax.random.permutation(jax.random.fold_in(key, task_id), height * width), None
 
     return _by_pixels(dataset, index)
 
 
-def rotated(dataset: Dataset, num_tasks: int) -> Sequence:
-    """Rotated images: the same angles in every run, nearest neighbour, blank corners.
+def rotated(dataset: Dataset, num_tasks: int, interpolation: str = "nearest") -> Sequence:
+    """Rotated images: the same angles in every run, blank corners.
 
     Raises:
       ValueError: colour images, or more tasks than the protocol has angles.
@@ -97,15 +101,14 @@ def rotated(dataset: Dataset, num_tasks: int) -> Sequence:
             f"num_tasks is {num_tasks}; the rotated protocol has {len(LOS_ANGLES)} angles. Ask for "
             "that many tasks or fewer."
         )
-    table = jnp.asarray(
-        np.stack([rotation_index(height, width, angle) for angle in LOS_ANGLES[:num_tasks]])
-    )
-
-    def index(key: jax.Array, task_id: jax.Array) -> jax.Array:
-        del key
-        return table[task_id]
-
-    return _by_pixels(dataset, index)
+    angles = LOS_ANGLES[:num_tasks]
+    if interpolation == "bilinear":
+        rotations = [bilinear_rotation(height, width, angle) for angle in angles]
+        indices = jnp.asarray(np.stack([index for index, _ in rotations]))
+        weights = jnp.asarray(np.stack([weight for _, weight in rotations]))
+        return _by_pixels(dataset, lambda key, task_id: (indices[task_id], weights[task_id]))
+    table = jnp.asarray(np.stack([rotation_index(height, width, angle) for angle in angles]))
+    return _by_pixels(dataset, lambda key, task_id: (table[task_id], None))
 
 
 def _grey_shape(dataset: Dataset) -> tuple[int, int]:
@@ -118,11 +121,12 @@ def _grey_shape(dataset: Dataset) -> tuple[int, int]:
     return height, width
 
 
-def _by_pixels(dataset: Dataset, index: Callable[[jax.Array, jax.Array], jax.Array]) -> Sequence:
+def _by_pixels(
+    dataset: Dataset, index: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]]
+) -> Sequence:
     """Tasks that have all examples, with the pixels in an order of their own.
 
-    ``index`` gives for a key and a task int32 ``[height * width]``: which pixel of the image comes
-    where. One past the last pixel stands for a blank.
+    ``index`` gives for a key and a task what `gather_pixels` takes.
     """
     sizes = {"train": len(dataset.x_train), "test": len(dataset.x_test)}
 
@@ -133,8 +137,8 @@ def _by_pixels(dataset: Dataset, index: Callable[[jax.Array, jax.Array], jax.Arr
     def encode(
         key: jax.Array, task_id: jax.Array
     ) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-        order = index(key, task_id)
-        return lambda images, labels: (gather_pixels(images, order), labels)
+        order, weights = index(key, task_id)
+        return lambda images, labels: (gather_pixels(images, order, weights), labels)
 
     return Sequence(
         num_classes=dataset.num_classes,
@@ -145,12 +149,13 @@ def _by_pixels(dataset: Dataset, index: Callable[[jax.Array, jax.Array], jax.Arr
     )
 
 
-def split(dataset: Dataset, num_tasks: int) -> Sequence:
+def split(dataset: Dataset, num_tasks: int, interpolation: str = "nearest") -> Sequence:
     """Classes are dealt out to the tasks, in an order drawn from the run's key.
 
     Raises:
       ValueError: the tasks do not divide the classes.
     """
+    del interpolation
     if dataset.num_classes % num_tasks or num_tasks == dataset.num_classes:
         divisors = [n for n in range(1, dataset.num_classes) if dataset.num_classes % n == 0]
         raise ValueError(
@@ -165,12 +170,13 @@ def split(dataset: Dataset, num_tasks: int) -> Sequence:
     return _by_classes(dataset, classes, dataset.num_classes // num_tasks)
 
 
-def superclass(dataset: Dataset, num_tasks: int) -> Sequence:
+def superclass(dataset: Dataset, num_tasks: int, interpolation: str = "nearest") -> Sequence:
     """Each task is a superclass, in an order drawn from the run's key.
 
     Raises:
       ValueError: the dataset has no superclasses, or fewer than tasks, or of different sizes.
     """
+    del interpolation
     if dataset.superclasses is None:
         raise ValueError(f"{dataset.name} has no superclasses. Ask for the sequence split.")
     sizes = np.bincount(dataset.superclasses)
@@ -251,7 +257,7 @@ def _examples_by_class(dataset: Dataset, split: str, labels: np.ndarray) -> np.n
     return table
 
 
-SEQUENCES: dict[str, Callable[[Dataset, int], Sequence]] = {
+SEQUENCES: dict[str, Callable[[Dataset, int, str], Sequence]] = {
     "permuted": permuted,
     "rotated": rotated,
     "split": split,
@@ -271,22 +277,63 @@ def rotation_index(height: int, width: int, degrees: float) -> np.ndarray:
       int32 ``[height * width]``, with ``height * width`` for pixels from outside: the same as
       ``PIL.Image.rotate(degrees)`` with nearest neighbour.
     """
+    row, column = _rotated_from(height, width, degrees)
+    index = _pixel_index(np.floor(row), np.floor(column), height, width)
+    return index.ravel().astype(np.int32)
+
+
+def bilinear_rotation(height: int, width: int, degrees: float) -> tuple[np.ndarray, np.ndarray]:
+    """`rotation_index` with each pixel of the result between four of the image.
+
+    Returns:
+      int32 and float32 ``[4, height * width]``: which four, and their weights, which sum to 1. The
+      same as ``PIL.Image.rotate(degrees)`` with bilinear interpolation but for the rounding, and
+      for pixels at the border, which there are blank or not interpolated, and here fade into it.
+    """
+    row, column = (x - 0.5 for x in _rotated_from(height, width, degrees))
+    indices, weights = [], []
+    for y in (np.floor(row), np.floor(row) + 1):
+        for x in (np.floor(column), np.floor(column) + 1):
+            indices.append(_pixel_index(y, x, height, width))
+            weights.append((1 - np.abs(row - y)) * (1 - np.abs(column - x)))
+    flat = (4, height * width)
+    return (
+        np.stack(indices).reshape(flat).astype(np.int32),
+        np.stack(weights).reshape(flat).astype(np.float32),
+    )
+
+
+def _rotated_from(height: int, width: int, degrees: float) -> tuple[np.ndarray, np.ndarray]:
+    """Where the centre of each pixel of the result lies in the image: row and column, from 0."""
     angle = math.radians(degrees % 360)
     cos, sin = math.cos(angle), math.sin(angle)
     row, column = np.mgrid[:height, :width]
     y, x = row + 0.5 - height / 2, column + 0.5 - width / 2
-    # Where each pixel of the result comes from: the rotation backwards, in image coordinates.
-    from_column = np.floor(cos * x - sin * y + width / 2).astype(int)
-    from_row = np.floor(sin * x + cos * y + height / 2).astype(int)
-    inside = (from_row >= 0) & (from_row < height) & (from_column >= 0) & (from_column < width)
-    return np.where(inside, from_row * width + from_column, height * width).ravel().astype(np.int32)
+    # The rotation backwards.
+    return sin * x + cos * y + height / 2, cos * x - sin * y + width / 2
 
 
-def gather_pixels(images: jax.Array, index: jax.Array) -> jax.Array:
-    """Images ``[b, height, width]`` as float32 ``[b, height * width]`` in a task's pixel order."""
+def _pixel_index(row: np.ndarray, column: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The number of a pixel, one past the last for those outside."""
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    return np.where(inside, row * width + column, height * width).astype(int)
+
+
+def gather_pixels(
+    images: jax.Array, index: jax.Array, weights: jax.Array | None = None
+) -> jax.Array:
+    """Images ``[b, height, width]`` as float32 ``[b, height * width]`` in a task's pixel order.
+
+    Args:
+      images: uint8, 0 to 255, or float32.
+      index: int32 ``[height * width]``, which pixel of the image comes where; one past the last
+        stands for a blank. With weights ``[k, height * width]``.
+      weights: of the k pixels that are summed for each of the result.
+    """
     flat = images.reshape(len(images), -1)
     pixels = jnp.take(flat, index, axis=1, mode="fill", fill_value=0)
-    return pixels.astype(jnp.float32) / 255 if pixels.dtype == jnp.uint8 else pixels
+    pixels = pixels.astype(jnp.float32) / 255 if pixels.dtype == jnp.uint8 else pixels
+    return pixels if weights is None else jnp.sum(pixels * weights[None], axis=1)
 
 
 def draw_batches(

@@ -17,7 +17,7 @@ class Curvature(NamedTuple):
 
     Attributes:
       vectors: ``[k, d]``, all finite.
-      energy: ``[2]``: the sum of ``|v|^2``, and the mean of ``|column|^2``.
+      energy: ``[2]``: the sum of ``|v|^2``, and the mean of ``|column|^2`` or an estimate of it.
       num_skipped: int32 scalar, how many vectors were not finite and are zeros now.
     """
 
@@ -37,7 +37,7 @@ def check(columns: Any) -> None:
         raise ValueError(f"columns is {columns!r}; expected one of {known}.")
 
 
-def curvature(matrix: jax.Array, columns: Columns, key: jax.Array) -> Curvature:
+def curvature(matrix: jax.Array, columns: Columns, signs: jax.Array) -> Curvature:
     """The vectors of a gradient ``[d, m]``, one or, of "each", m of them.
 
     All are to the same scale: where the columns are equal, ``sum v v'`` is the same for all three;
@@ -46,21 +46,30 @@ def curvature(matrix: jax.Array, columns: Columns, key: jax.Array) -> Curvature:
     Args:
       matrix: ``[d, m]``, in the projection's dtype.
       columns: how.
-      key: of the signs.
+      signs: ``[m]``, 1 and -1 at random. With them the mean ``|column|^2`` is estimated too, where
+        not all columns are vectors.
     """
     m = matrix.shape[1]
-    if columns == "mean":
-        vectors = jnp.mean(matrix, axis=1)[None]
+    mixed = signs / m**0.5
+    if columns == "each":
+        vectors, probe = matrix.T / m**0.5, None
     elif columns == "signs":
-        signs = jax.random.rademacher(key, (m,), matrix.dtype)
-        vectors = jnp.sum(matrix * signs[None], axis=1)[None] / m**0.5
+        vectors, probe = _product(matrix, mixed[:, None]).T, None
     else:
-        vectors = matrix.T / m**0.5
+        # One product, which reads the matrix once.
+        both = _product(matrix, jnp.stack([jnp.full_like(mixed, 1 / m), mixed], axis=1))
+        vectors, probe = both[:, 0][None], both[:, 1]
     lengths = jnp.sum(vectors**2, axis=1)
     is_finite = jnp.isfinite(lengths)
-    energy = jnp.stack([jnp.sum(jnp.where(is_finite, lengths, 0)), jnp.sum(matrix**2) / m])
+    folded = jnp.sum(jnp.where(is_finite, lengths, 0))
+    whole = folded if probe is None else jnp.sum(probe**2)
+    energy = jnp.stack([folded, whole])
     return Curvature(
         vectors=jnp.where(is_finite[:, None], vectors, 0),
-        energy=jnp.where(jnp.isfinite(energy[1]), energy, 0),
+        energy=jnp.where(jnp.all(is_finite) & jnp.all(jnp.isfinite(energy)), energy, 0),
         num_skipped=jnp.sum(~is_finite, dtype=jnp.int32),
     )
+
+
+def _product(matrix: jax.Array, right: jax.Array) -> jax.Array:
+    return jnp.matmul(matrix, right, precision=jax.lax.Precision.HIGHEST)

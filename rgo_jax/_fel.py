@@ -11,6 +11,7 @@ def fel_permutation(
     *,
     seed: jax.typing.ArrayLike = 0,
     layer: jax.typing.ArrayLike = 0,
+    identity_first: bool = False,
 ) -> jax.Array:
     """The permutation that encodes ``n`` features for a task.
 
@@ -22,7 +23,9 @@ def fel_permutation(
       n: number of features.
       seed: integer scalar from 0 to 2**31 - 1, may be traced; one for a whole network.
       layer: integer scalar from 0 to 2**31 - 1, may be traced; a different one for each layer of a
-        network.
+        network. Layers of different widths have different permutations even with the same number.
+      identity_first: whether task 0 is left as it is, as in the authors' program: for networks that
+        have learned something before without encodings.
 
     Returns:
       int32 ``[n]``, each of 0 to n - 1 once.
@@ -52,7 +55,10 @@ def fel_permutation(
         words = jnp.stack([jnp.uint32(0), jnp.asarray(seed).astype(jnp.uint32)])
         key = jax.random.wrap_key_data(words, impl="threefry2x32")
         key = jax.random.fold_in(jax.random.fold_in(key, layer), task_id)
-        return jax.random.permutation(key, n).astype(jnp.int32)
+        permutation = jax.random.permutation(key, n).astype(jnp.int32)
+    if not identity_first:
+        return permutation
+    return jnp.where(jnp.asarray(task_id) == 0, jnp.arange(n, dtype=jnp.int32), permutation)
 
 
 def _check_integer(name: str, value: jax.typing.ArrayLike) -> None:
@@ -69,6 +75,7 @@ def fel_encode(
     seed: jax.typing.ArrayLike = 0,
     layer: jax.typing.ArrayLike = 0,
     axis: int = -1,
+    identity_first: bool = False,
 ) -> jax.Array:
     """Permutes the features of ``x`` for a task. No parameters; linear; a bijection.
 
@@ -83,6 +90,7 @@ def fel_encode(
       seed: as in `fel_permutation`.
       layer: as in `fel_permutation`.
       axis: the axis of the features.
+      identity_first: as in `fel_permutation`.
 
     Returns:
       An array like ``x``.
@@ -95,7 +103,9 @@ def fel_encode(
     References:
       Feature encoding layer, section 4.4. https://arxiv.org/abs/2201.12522
     """
-    permutation = fel_permutation(task_id, x.shape[axis], seed=seed, layer=layer)
+    permutation = fel_permutation(
+        task_id, x.shape[axis], seed=seed, layer=layer, identity_first=identity_first
+    )
     return permute(x, permutation, axis)
 
 
@@ -105,7 +115,12 @@ def permute(x: jax.Array, permutation: jax.Array, axis: int) -> jax.Array:
 
 
 def table(
-    num_tasks: int, n: int, *, seed: jax.typing.ArrayLike, layer: jax.typing.ArrayLike
+    num_tasks: int,
+    n: int,
+    *,
+    seed: jax.typing.ArrayLike,
+    layer: jax.typing.ArrayLike,
+    identity_first: bool,
 ) -> jax.Array:
     """The permutations of tasks 0 to ``num_tasks - 1``, int32 ``[num_tasks, n]``.
 
@@ -119,7 +134,7 @@ def table(
         )
 
     def permutation(task_id: jax.Array) -> jax.Array:
-        return fel_permutation(task_id, n, seed=seed, layer=layer)
+        return fel_permutation(task_id, n, seed=seed, layer=layer, identity_first=identity_first)
 
     return jax.vmap(permutation)(jnp.arange(num_tasks))
 

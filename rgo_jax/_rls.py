@@ -244,13 +244,15 @@ def _curvatures(
     leaves = _tree.leaves_by_path(grads)
     projections = _tree.leaves_by_path(state.projection)
     _state.check_paths(projections, leaves, "grads")
-    key = jax.random.fold_in(key, index)
+    # Where they only serve an estimate, the same for all batches: XLA draws them once.
+    key = jax.random.fold_in(key, index) if columns == "signs" else key
     numbers = {path: number for number, path in enumerate(projections)}
 
     def leaf_curvature(path: _tree.Path, projection: jax.Array) -> Curvature:
         _, matrix = _state.pair(path, leaves[path], projections, "grads")
         own_key = jax.random.fold_in(key, numbers[path])
-        return _columns.curvature(matrix.astype(projection.dtype), columns, own_key)
+        signs = jax.random.rademacher(own_key, (matrix.shape[1],), projection.dtype)
+        return _columns.curvature(matrix.astype(projection.dtype), columns, signs)
 
     return _tree.map_with_path(leaf_curvature, state.projection)
 

@@ -24,7 +24,8 @@ class RgoState(NamedTuple):
         its diagonal ``[d]``.
       num_skipped: int32 scalars, how many vectors were left out because they were not finite.
       energy: ``[2]``: the sum of ``|v|^2`` over all vectors, and that of the mean ``|column|^2`` of
-        the gradients that they were made of. See `ProjectionStats.coverage`.
+        the gradients that they were made of, as a random combination of columns estimates it. See
+        `ProjectionStats.coverage`.
     """
 
     num_updates: jax.Array

@@ -20,10 +20,10 @@ class ProjectionStats(NamedTuple):
       effective_rank: ``exp`` of the entropy of the normalised eigenvalues (Roy and Vetterli,
         EUSIPCO 2007): how many directions are left to learn in, from 1 to d.
       coverage: the share of the columns' energy that has been folded in: the sum of ``|v|^2`` over
-        that of the mean ``|column|^2``. About 1 with ``columns="signs"`` or ``"each"``; with the
-        mean from 0 to 1, 1 for a bias, ``1 / m`` where m columns have nothing in common, and next
-        to 0 where they cancel: then the parameter is not protected. NaN before the first task, and
-        where all gradients were zero.
+        an estimate of that of the mean ``|column|^2``. 1 for a bias, and with ``columns="signs"``
+        or ``"each"``; with the mean of m columns about 1 where they agree, ``1 / m`` where they
+        have nothing in common, and next to 0 where they cancel: then the parameter is not
+        protected. NaN before the first task, and where all gradients were zero.
       num_skipped: how many vectors were left out because they were not finite.
       mib: memory of P in MiB.
     """

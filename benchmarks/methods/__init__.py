@@ -10,10 +10,25 @@ from benchmarks.methods.base import MethodSpec as MethodSpec
 from benchmarks.methods.base import Problem as Problem
 
 METHODS = {
-    "rgo": MethodSpec(rgo.rgo, "RGO", fel=True),
-    "rgo-2": MethodSpec(rgo.rgo, "RGO-2", fel=False),
-    "sgd": MethodSpec(sgd.sgd, "SGD", fel=False),
-    "stl": MethodSpec(sgd.stl, "STL", fel=False, single_task=True),
+    "rgo": MethodSpec(rgo.rgo, "RGO", fel=True, setting="authors", options=rgo.Rgo),
+    "rgo-2": MethodSpec(rgo.rgo, "RGO-2", fel=False, setting="authors", options=rgo.Rgo),
+    "sgd": MethodSpec(
+        sgd.sgd,
+        "SGD",
+        fel=False,
+        setting="authors",
+        networks=sgd.NETWORKS,
+        options=sgd.Sgd,
+    ),
+    "stl": MethodSpec(
+        sgd.stl,
+        "STL",
+        fel=False,
+        single_task=True,
+        setting="authors",
+        networks=sgd.STL_NETWORKS,
+        options=sgd.Sgd,
+    ),
     "ewc": MethodSpec(ewc.ewc, "EWC", fel=False),
     "ewc-textbook": MethodSpec(ewc.ewc_textbook, "EWC, by the letter", fel=False),
     "a-gem": MethodSpec(replay.a_gem, "A-GEM", fel=False),

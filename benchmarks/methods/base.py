@@ -1,6 +1,8 @@
 """What a method is given, what it is, and what all methods of gradients share."""
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -29,8 +31,7 @@ class Problem(NamedTuple):
         has examples of another; `logits` sees to it where all are of one.
       losses: ``(logits [b, num_classes], labels int [b]) -> [b]``: what is trained on.
       learning_rate: schedule over the steps of the whole sequence.
-      alpha: RGO's alpha.
-      normalize: whether RGO has the trace rule.
+      options: the method's own, of the type that its `MethodSpec` names.
       dataset: the name of the dataset, for hyper-parameters that a paper chose for each.
       input_shape: of one example.
       num_classes: outputs of each head; labels are below it.
@@ -44,8 +45,7 @@ class Problem(NamedTuple):
     freeze: Callable[[Any, jax.Array], Any]
     losses: Callable[[jax.Array, jax.Array], jax.Array]
     learning_rate: optax.Schedule
-    alpha: float
-    normalize: bool
+    options: Any
     dataset: str
     input_shape: tuple[int, ...]
     num_classes: int
@@ -79,6 +79,44 @@ class Method(NamedTuple):
     memory: Callable[[Any], Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+    """Of a method whose numbers are not to be changed from outside."""
+
+
+def option(default: Any, text: str, type_: type | None = None) -> Any:
+    """A field of a method's options; the command line has it under its name.
+
+    Args:
+      default: the value.
+      text: what ``--help`` says.
+      type_: of the value; by default the default's.
+    """
+    return dataclasses.field(
+        default=default, metadata={"help": text, "type": type_ or type(default)}
+    )
+
+
+def check_positive(name: str, value: float) -> None:
+    """Refuses what is no finite number above 0.
+
+    Raises:
+      ValueError: it is none.
+    """
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} is {value}; expected a finite number above 0.")
+
+
+def check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    """Refuses an unknown name.
+
+    Raises:
+      ValueError: it is unknown.
+    """
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(known)}.")
+
+
 class MethodSpec(NamedTuple):
     """An entry of `benchmarks.methods.METHODS`.
 
@@ -89,6 +127,9 @@ class MethodSpec(NamedTuple):
       single_task: whether each task gets a model of its own, kept as it is afterwards. Its
         accuracy is then measured once, and no head policy applies.
       learning_rates: its authors', by dataset, where they are not the protocol's.
+      networks: its authors', by the protocol's network, where they are not that.
+      setting: a key of `benchmarks.presets.SETTINGS`: whose its results in the paper are.
+      options: a dataclass of the numbers and choices that are its own.
     """
 
     build: Callable[[Problem], Method]
@@ -96,6 +137,14 @@ class MethodSpec(NamedTuple):
     fel: bool
     single_task: bool = False
     learning_rates: Mapping[str, float] = MappingProxyType({})
+    networks: Mapping[str, str] = MappingProxyType({})
+    setting: str = "harness"
+    options: type[Any] = NoOptions
+
+    def make_options(self, given: Mapping[str, Any]) -> Any:
+        """The method's own options, of which some are given; others' are left out."""
+        own = {field.name for field in dataclasses.fields(self.options)}
+        return self.options(**{name: value for name, value in given.items() if name in own})
 
 
 class TrainState(NamedTuple):
@@ -118,6 +167,14 @@ def loss_and_grads(
     return jax.value_and_grad(loss_fn)(params)
 
 
+def sgd_optimizer(problem: Problem) -> optax.GradientTransformation:
+    """SGD at the problem's rate, with the momentum that the method's options tell, if any."""
+    momentum = problem.options.momentum
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum is {momentum}; expected 0 to below 1.")
+    return optax.sgd(problem.learning_rate, momentum or None)
+
+
 def gradient_method(
     problem: Problem,
     optimizer: optax.GradientTransformation,
@@ -133,6 +190,14 @@ def gradient_method(
         params = problem.init(key)
         return TrainState(params, optimizer.init(params))
 
+    def start_task(state: TrainState, task: Task, key: jax.Array) -> TrainState:
+        del task, key
+        if not problem.options.momentum:
+            return state
+        # What has built up in one task would move the parameters in the next, unprotected.
+        still = jax.tree.map(jnp.zeros_like, optax.tree.get(state.opt_state, "trace"))
+        return state._replace(opt_state=optax.tree.set(state.opt_state, trace=still))
+
     def step(state: TrainState, batch: Batch, task: Task) -> tuple[TrainState, jax.Array]:
         handed = None if projections is None else projections(state.opt_state)
         loss, grads = loss_and_grads(problem, state.params, batch, task.id, handed)
@@ -142,7 +207,7 @@ def gradient_method(
     def logits(state: TrainState, x: jax.Array, task_id: jax.Array) -> jax.Array:
         return problem.logits(state.params, x, task_id)
 
-    return Method(init, nothing_to_start, step, nothing_to_end, logits, memory=lambda state: ())
+    return Method(init, start_task, step, nothing_to_end, logits, memory=lambda state: ())
 
 
 def nothing_to_start(state: Any, task: Task, key: jax.Array) -> Any:

@@ -19,26 +19,21 @@ from benchmarks.methods.base import Batch, Method, Problem, loss_and_grads, noth
 from benchmarks.tasks import Task
 
 
-class Projections(NamedTuple):
-    """A symmetric projection for each layer, in the form in which layers apply it cheaply.
+class ProjectedState(NamedTuple):
+    """The state of `projecting_method`.
 
     Attributes:
-      matrices: nested dicts of ``[d, d]``, as `rgo_jax.linen.projections` gives them. The layers
-        scale them to a trace of d.
-      scales: the same dicts of scalars: what undoes that.
+      params: the network's.
+      opt_state: the optimizer's.
+      memory: the method's.
+      projections: what is made of it: nested dicts of symmetric ``[d, d]``, as
+        `rgo_jax.linen.projections` gives them.
     """
-
-    matrices: Any
-    scales: Any
-
-
-class ProjectedState(NamedTuple):
-    """The state of `projecting_method`: network, optimizer, memory, and what is made of it."""
 
     params: Any
     opt_state: Any
     memory: Any
-    projections: Projections
+    projections: Any
 
 
 def layer_inputs(problem: Problem, params: Any, x: jax.Array, task_id: jax.Array) -> dict[str, Any]:
@@ -77,32 +72,6 @@ def layer_inputs(problem: Problem, params: Any, x: jax.Array, task_id: jax.Array
     return found
 
 
-def prepared(matrices: Any) -> Projections:
-    """Prepares symmetric positive semi-definite ``[d, d]`` for layers to apply.
-
-    A layer divides by the trace. Where nothing is free any more, and the trace is zero but for
-    rounding, it gets the identity and the gradient is scaled to zero.
-    """
-
-    def share(matrix: jax.Array) -> jax.Array:
-        mean = jnp.mean(jnp.diagonal(matrix))
-        return jnp.where(mean > _ROUNDING, mean, 0)
-
-    scales = jax.tree.map(share, matrices)
-    handed = jax.tree.map(
-        lambda matrix, scale: jnp.where(scale > 0, matrix, jnp.eye(len(matrix))), matrices, scales
-    )
-    return Projections(handed, scales)
-
-
-def projected_loss_and_grads(
-    problem: Problem, params: Any, batch: Batch, task_id: jax.Array, projections: Projections
-) -> tuple[jax.Array, Any]:
-    """The loss, and its gradient with each layer's ``g`` replaced by ``P g``."""
-    loss, grads = loss_and_grads(problem, params, batch, task_id, projections.matrices)
-    return loss, _scaled(grads, projections.scales)
-
-
 def projecting_method(
     problem: Problem,
     empty: Callable[[Any], Any],
@@ -124,19 +93,17 @@ def projecting_method(
         blank = jnp.zeros((1, *problem.input_shape))
         inputs = jax.eval_shape(lambda p: layer_inputs(problem, p, blank, jnp.int32(0)), params)
         memory = empty(jax.tree.map(lambda shape: shape.shape[-1], inputs))
-        return ProjectedState(params, optimizer.init(params), memory, prepared(matrices(memory)))
+        return ProjectedState(params, optimizer.init(params), memory, matrices(memory))
 
     def step(state: ProjectedState, batch: Batch, task: Task) -> tuple[ProjectedState, jax.Array]:
-        loss, grads = projected_loss_and_grads(
-            problem, state.params, batch, task.id, state.projections
-        )
+        loss, grads = loss_and_grads(problem, state.params, batch, task.id, state.projections)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return state._replace(params=params, opt_state=opt_state), loss
 
     def end_task(state: ProjectedState, task: Task) -> ProjectedState:
         memory = fold(state.memory, state.params, task)
-        return state._replace(memory=memory, projections=prepared(matrices(memory)))
+        return state._replace(memory=memory, projections=matrices(memory))
 
     def logits(state: ProjectedState, x: jax.Array, task_id: jax.Array) -> jax.Array:
         return problem.logits(state.params, x, task_id)
@@ -146,16 +113,6 @@ def projecting_method(
 
 # Those that can be handed a projection.
 _LAYERS = (rgo_jax.linen.Dense, rgo_jax.linen.Conv)
-
-# Below this share of free directions there is nothing but rounding.
-_ROUNDING = 1e-6
-
-
-def _scaled(grads: Any, scales: Any) -> Any:
-    """Gradients times their scales, both nested dicts; those without a scale as they are."""
-    if not isinstance(scales, dict):
-        return scales * grads
-    return {k: _scaled(g, scales[k]) if k in scales else g for k, g in grads.items()}
 
 
 def _patches(layer: nn.Conv, x: jax.Array) -> jax.Array:

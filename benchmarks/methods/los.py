@@ -64,7 +64,7 @@ class LosState(NamedTuple):
 
 
 def los(problem: Problem, hyper: Los | None = None) -> Method:
-    """LOS, with a network of `benchmarks.models`, which takes ``subspace``."""
+    """LOS, with a network of `benchmarks.networks`, which takes ``subspace``."""
     hyper = hyper or (IMAGES if len(problem.input_shape) > 1 else VECTORS)
     optimizer = optax.partition(
         {True: stiefel_sgd(problem.learning_rate), False: optax.sgd(problem.learning_rate)},

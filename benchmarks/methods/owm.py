@@ -14,12 +14,7 @@ import optax
 from jax.scipy.linalg import cho_factor, cho_solve
 
 from benchmarks.methods.base import Batch, Method, Problem
-from benchmarks.methods.layers import (
-    ProjectedState,
-    layer_inputs,
-    prepared,
-    projecting_method,
-)
+from benchmarks.methods.layers import ProjectedState, layer_inputs, projecting_method
 from benchmarks.tasks import Task
 from rgo_jax._lapack import in_turn_on_cpu
 
@@ -82,7 +77,7 @@ def owm_online(problem: Problem, hyper: Owm | None = None) -> Method:
         done = optax.tree.get(state.opt_state, "count") % problem.steps_per_task
         alpha = hyper.alpha * hyper.decay ** (done / problem.steps_per_task)
         memory = _folded(problem, state.memory, state.params, x, task.id, alpha)
-        return method.step(state._replace(memory=memory, projections=prepared(memory)), batch, task)
+        return method.step(state._replace(memory=memory, projections=memory), batch, task)
 
     return method._replace(step=step)
 

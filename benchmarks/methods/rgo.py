@@ -1,34 +1,112 @@
 """Recursive Gradient Optimization, the library's own method."""
 
+import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import rgo_jax
 import rgo_jax.linen
-from benchmarks.methods.base import Method, Problem, TrainState, gradient_method
+from benchmarks.methods.base import (
+    Batch,
+    Method,
+    Problem,
+    TrainState,
+    check_choice,
+    check_positive,
+    gradient_method,
+    option,
+    sgd_optimizer,
+)
 from benchmarks.tasks import Task
+
+COLUMNS = ("mean", "sum", "signs", "each")
+CLASSES = ("all", "present")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rgo:
+    """Options of `rgo`; the defaults are the paper's text, but for alpha.
+
+    Raises:
+      ValueError: a value outside its range.
+    """
+
+    alpha: float = option(0.01, "RGO: smaller protects more; 1 in the paper's text")
+    columns: str = option(
+        "mean", f"RGO: what of a gradient's columns is folded in, one of {', '.join(COLUMNS)}"
+    )
+    normalize: bool = option(True, "RGO: the trace rule; without it later tasks take smaller steps")
+    protect_biases: bool = option(True, "RGO: whether biases have a P")
+    curvature_batches: int | None = option(
+        None, "RGO: how many of a task's batches are folded in; all of them if not told", int
+    )
+    curvature_classes: str = option(
+        "all",
+        "RGO: the softmax of the curvature pass runs over all of a task's classes, or over those "
+        "that are present in the batch",
+    )
+    online: bool = option(
+        False, "RGO: fold each batch in before its own step, in place of the task at its end"
+    )
+    momentum: float = option(0.0, "of SGD; it begins each task at zero")
+
+    def __post_init__(self) -> None:
+        """Checks them."""
+        check_positive("alpha", self.alpha)
+        check_choice("columns", self.columns, COLUMNS)
+        check_choice("curvature_classes", self.curvature_classes, CLASSES)
+        if self.curvature_batches is not None:
+            check_positive("curvature_batches", self.curvature_batches)
 
 
 def rgo(problem: Problem) -> Method:
     """Recursive Gradient Optimization, Algorithm 1. https://arxiv.org/abs/2201.12522"""
+    options: Rgo = problem.options
+    is_protected = _with_biases if options.protect_biases else _without_biases
     optimizer = optax.chain(
         optax.masked(
-            rgo_jax.scale_by_rgo(projected=True, normalize=problem.normalize), problem.protected
+            rgo_jax.scale_by_rgo(projected=True, normalize=options.normalize),
+            lambda params: is_protected(params, problem.protected(params)),
         ),
-        optax.sgd(problem.learning_rate),
+        sgd_optimizer(problem),
     )
+    # The library has no sum: it is the mean with an alpha of its own for each width.
+    columns: Any = "mean" if options.columns == "sum" else options.columns
+
+    def alpha(params: Any) -> Any:
+        if options.columns != "sum":
+            return options.alpha
+        protected = is_protected(params, problem.protected(params))
+        return jax.tree.map(
+            lambda leaf, keep: (
+                options.alpha / leaf.shape[-1] ** (2 if leaf.ndim > 1 else 0) if keep else None
+            ),
+            params,
+            protected,
+        )
+
+    def curvature_grads(params: Any, batch: Batch, task_id: jax.Array) -> Any:
+        x, y = batch
+        where = None
+        if options.curvature_classes == "present":
+            where = jnp.any(jax.nn.one_hot(y, problem.num_classes, dtype=bool), axis=0)
+
+        def output(params: Any) -> jax.Array:
+            logits = problem.logits(params, x, task_id)
+            return rgo_jax.curvature_output(logits, y, where=where)
+
+        return jax.grad(output)(params)
 
     def end_task(state: TrainState, task: Task) -> TrainState:
-        def curvature_grads(indices: jax.Array) -> Any:
-            x, y = task.load(indices)
-            return jax.grad(
-                lambda params: rgo_jax.curvature_output(problem.logits(params, x, task.id), y)
-            )(state.params)
-
         opt_state = rgo_jax.consolidate(
-            state.opt_state, curvature_grads, task.batches, alpha=problem.alpha
+            state.opt_state,
+            lambda indices: curvature_grads(state.params, task.load(indices), task.id),
+            task.batches[: options.curvature_batches],
+            alpha=alpha(state.params),
+            columns=columns,
         )
         return state._replace(opt_state=opt_state)
 
@@ -36,4 +114,25 @@ def rgo(problem: Problem) -> Method:
         return rgo_jax.linen.projections(state.opt_state)
 
     method = gradient_method(problem, optimizer, rgo_jax.linen.projections)
-    return method._replace(end_task=end_task, memory=memory)
+    if not options.online:
+        return method._replace(end_task=end_task, memory=memory)
+
+    def step(state: TrainState, batch: Batch, task: Task) -> tuple[TrainState, jax.Array]:
+        grads = curvature_grads(state.params, batch, task.id)
+        opt_state = rgo_jax.rls_update(
+            state.opt_state, grads, alpha=alpha(state.params), columns=columns
+        )
+        return method.step(state._replace(opt_state=opt_state), batch, task)
+
+    return method._replace(step=step, memory=memory)
+
+
+def _with_biases(params: Any, protected: Any) -> Any:
+    """The mask ``protected``, a prefix of ``params``, leaf by leaf."""
+    return jax.tree.map(lambda keep, tree: jax.tree.map(lambda _: keep, tree), protected, params)
+
+
+def _without_biases(params: Any, protected: Any) -> Any:
+    """The same without vectors."""
+    whole = _with_biases(params, protected)
+    return jax.tree.map(lambda leaf, keep: keep and leaf.ndim > 1, params, whole)

@@ -22,6 +22,7 @@ class FeatureEncoding(nn.Module):
       layer: integer, different for each layer of a network.
       seed: integer, the same for a whole network; may be traced.
       axis: the axis of the features: the last one, channels for a convolution.
+      identity_first: whether task 0 is left as it is.
 
     Example:
       >>> import jax, jax.numpy as jnp, flax.linen as nn, rgo_jax.linen
@@ -43,6 +44,7 @@ class FeatureEncoding(nn.Module):
     layer: int = 0
     seed: jax.typing.ArrayLike = 0
     axis: int = -1
+    identity_first: bool = False
 
     def __call__(self, x: jax.Array, task_id: jax.typing.ArrayLike) -> jax.Array:
         """Permutes ``x`` along the feature axis for ``task_id``, an integer that may be traced.
@@ -62,7 +64,14 @@ class FeatureEncoding(nn.Module):
                     axis=self.axis,
                     name=_recording.path_name(self),
                 )
-        return _fel.fel_encode(x, task_id, seed=self.seed, layer=self.layer, axis=self.axis)
+        return _fel.fel_encode(
+            x,
+            task_id,
+            seed=self.seed,
+            layer=self.layer,
+            axis=self.axis,
+            identity_first=self.identity_first,
+        )
 
 
 def encodings(
@@ -116,7 +125,13 @@ def encodings(
         ):
             continue
         try:
-            table = _fel.table(num_tasks, n, seed=layer.seed, layer=layer.layer)
+            table = _fel.table(
+                num_tasks,
+                n,
+                seed=layer.seed,
+                layer=layer.layer,
+                identity_first=layer.identity_first,
+            )
         except jax.errors.UnexpectedTracerError:
             continue  # computed inside the model, which is no longer being traced
         node = collection

@@ -26,6 +26,7 @@ class FeatureEncoding(nnx.Module):
         would sort; see `rgo_jax.linen.encodings`. A ``task_id`` is below it then, which is not
         checked where it is traced. An `Encoding` is no `flax.nnx.Param`: it is not trained, but is
         part of the model's state. By default permutations are drawn in each call.
+      identity_first: whether task 0 is left as it is.
 
     Raises:
       ValueError: one of ``num_features`` and ``num_tasks`` without the other, or below 1; in a call
@@ -51,6 +52,7 @@ class FeatureEncoding(nnx.Module):
         axis: int = -1,
         num_features: int | None = None,
         num_tasks: int | None = None,
+        identity_first: bool = False,
     ) -> None:
         if (num_features is None) != (num_tasks is None):
             raise ValueError(
@@ -59,10 +61,15 @@ class FeatureEncoding(nnx.Module):
         self.layer = layer
         self.seed = seed
         self.axis = axis
+        self.identity_first = identity_first
         self.permutations = (
             None
             if num_features is None or num_tasks is None
-            else Encoding(_fel.table(num_tasks, num_features, seed=seed, layer=layer))
+            else Encoding(
+                _fel.table(
+                    num_tasks, num_features, seed=seed, layer=layer, identity_first=identity_first
+                )
+            )
         )
 
     def __call__(self, x: jax.Array, task_id: jax.typing.ArrayLike) -> jax.Array:
@@ -75,4 +82,11 @@ class FeatureEncoding(nnx.Module):
                 axis=self.axis,
                 name=f"FeatureEncoding(layer={self.layer})",
             )
-        return _fel.fel_encode(x, task_id, seed=self.seed, layer=self.layer, axis=self.axis)
+        return _fel.fel_encode(
+            x,
+            task_id,
+            seed=self.seed,
+            layer=self.layer,
+            axis=self.axis,
+            identity_first=self.identity_first,
+        )

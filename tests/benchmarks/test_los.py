@@ -12,7 +12,7 @@ from benchmarks import experiment, presets, tasks, train
 from benchmarks.data import Dataset
 from benchmarks.methods import METHODS, los
 from benchmarks.methods.stiefel import cayley_step, stiefel_sgd
-from benchmarks.models import ARCHITECTURES, Architecture, ConvLayer, FeedForward
+from benchmarks.networks import ARCHITECTURES, Architecture, ConvLayer, FeedForward
 from tests.benchmarks.problems import task_of
 
 TASKS, CLASSES = 3, 4

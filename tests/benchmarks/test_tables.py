@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import ablation, figures, paper, presets, report, results, tables
 from benchmarks.methods import METHODS
-from benchmarks.models import ARCHITECTURES
+from benchmarks.networks import ARCHITECTURES
 from benchmarks.presets import BENCHMARKS
 
 

@@ -9,7 +9,7 @@ import pytest
 import rgo_jax
 from benchmarks import experiment, presets, tasks, train
 from benchmarks.methods import METHODS
-from benchmarks.models import ARCHITECTURES, Architecture, ConvLayer, FeedForward
+from benchmarks.networks import ARCHITECTURES, Architecture, ConvLayer, FeedForward
 
 
 def small(sequence="permuted", **changes):

@@ -1,4 +1,4 @@
-"""Networks of the paper's appendix C.3, and the policies for the last layer."""
+"""Networks of the paper's appendix C.3."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -9,56 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from benchmarks.initializers import orthogonal
-from rgo_jax.linen import Conv, Dense, FeatureEncoding
-
-HEADS = {
-    "shared": "one head for all tasks, trained in every task",
-    "frozen": "one head for all tasks, trained in the first task only",
-    "per_task": "a head for each task",
-}
-
-_bias_init = nn.initializers.constant(0.1)
-_he_init = nn.initializers.he_normal()
-
-
-class Head(nn.Module):
-    """The last layer, under one of the policies of `HEADS`.
-
-    Attributes:
-      num_classes: outputs of each head.
-      num_tasks: heads there are under the policy "per_task".
-      policy: a key of `HEADS`.
-    """
-
-    num_classes: int
-    num_tasks: int
-    policy: str
-
-    @nn.compact
-    def __call__(self, x: jax.Array, task_id: jax.Array) -> jax.Array:
-        """Logits ``[b, num_classes]`` of features ``x [b, features]``."""
-        if self.policy not in HEADS:
-            raise ValueError(f"head is {self.policy!r}; expected one of {', '.join(HEADS)}.")
-        if self.policy == "shared":
-            return Dense(self.num_classes, kernel_init=orthogonal, bias_init=_bias_init)(x)
-        # Trained in one task only, such a head has nothing to protect and no projection.
-        heads = self.num_tasks if self.policy == "per_task" else 1
-        shape = (x.shape[-1], self.num_classes)
-
-        def init_kernels(key: jax.Array) -> jax.Array:
-            return jax.vmap(lambda key: orthogonal(key, shape))(jax.random.split(key, heads))
-
-        kernels = self.param("kernels", init_kernels)
-        biases = self.param("biases", _bias_init, (heads, self.num_classes))
-        if self.policy == "frozen":
-            kernel, bias = (
-                jnp.where(task_id == 0, p[0], jax.lax.stop_gradient(p[0]))
-                for p in (kernels, biases)
-            )
-        else:
-            kernel, bias = kernels[task_id], biases[task_id]
-        return x @ kernel + bias[None]
+from benchmarks.initializers import INITIAL_VALUES
+from benchmarks.layers import Head, dense, max_pool
+from rgo_jax.linen import Conv, FeatureEncoding
 
 
 class ConvLayer(NamedTuple):
@@ -67,24 +20,31 @@ class ConvLayer(NamedTuple):
     Attributes:
       window: height and width of the kernel.
       features: output channels.
-      pool: whether a 2 x 2 max-pool follows.
+      pool: window and stride of the max-pool that follows; None for none.
     """
 
     window: int
     features: int
-    pool: bool
+    pool: tuple[int, int] | None = None
 
 
 class Network(nn.Module):
     """What all networks here have: a head, and FEL before each layer.
 
     Attributes:
-      num_classes: outputs of each head.
+      num_classes: of a task.
       num_tasks: the length of the task sequence.
-      head: a key of `HEADS`.
+      head: a key of `benchmarks.layers.HEADS`.
       fel: whether features are permuted for each task.
       seed: integer of the permutations; may be traced.
       fel_on_convs: whether those that convolutions receive are permuted too.
+      fel_on_input: whether the examples themselves are.
+      fel_per_layer: whether each layer has permutations of its own; or those of equal width share
+        theirs.
+      fel_on_first_task: whether the first task is permuted.
+      initial_values: a key of `INITIAL_VALUES`.
+      biases: a key of `BIASES`.
+      conv_biases: whether convolutions have biases.
     """
 
     num_classes: int
@@ -93,6 +53,12 @@ class Network(nn.Module):
     fel: bool
     seed: jax.typing.ArrayLike = 0
     fel_on_convs: bool = True
+    fel_on_input: bool = False
+    fel_per_layer: bool = False
+    fel_on_first_task: bool = False
+    initial_values: str = "uniform"
+    biases: str = "own"
+    conv_biases: bool = False
 
     def encoder(self, task_id: jax.Array) -> Callable[[jax.Array], jax.Array]:
         """A function that encodes features, with the next layer's permutation at each call."""
@@ -100,9 +66,18 @@ class Network(nn.Module):
 
         def encode(x: jax.Array) -> jax.Array:
             layer = next(layers)
-            if not self.fel or (x.ndim == 4 and not self.fel_on_convs):
+            is_left_out = (x.ndim == 4 and not self.fel_on_convs) or (
+                layer == 0 and not self.fel_on_input
+            )
+            if not self.fel or is_left_out:
                 return x
-            return FeatureEncoding(layer, self.seed)(x, task_id)
+            encoding = FeatureEncoding(
+                # The permutations of layers of different widths differ in any case.
+                layer if self.fel_per_layer else 0,
+                self.seed,
+                identity_first=not self.fel_on_first_task,
+            )
+            return encoding(x, task_id)
 
         return encode
 
@@ -118,14 +93,19 @@ class Network(nn.Module):
             basis: jax.Array = self.get_variable("subspace", "basis")
             matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
             features = nn.relu(matmul(matmul(features, basis), basis.T))
-        head = Head(self.num_classes, self.num_tasks, self.head, name="head")
+        head = Head(
+            self.num_classes,
+            self.num_tasks,
+            self.head,
+            self.initial_values,
+            self.biases,
+            name="head",
+        )
         return head(encode(features), task_id)
 
 
 class FeedForward(Network, kw_only=True):
     """Convolutions, then fully connected layers, then the head; FEL before each of them.
-
-    Orthogonal kernels and biases of 0.1, as in the protocol "los".
 
     Attributes:
       convs: the convolutions; empty for a multi-layer perceptron.
@@ -145,14 +125,21 @@ class FeedForward(Network, kw_only=True):
         if self.convs:
             _check_images(x, smallest_image(self.convs))
         encode = self.encoder(task_id)
+        init = INITIAL_VALUES[self.initial_values]
 
         for window, features, pool in self.convs:
-            conv = Conv(features, (window,) * 2, kernel_init=orthogonal, bias_init=_bias_init)
+            conv = Conv(
+                features,
+                (window,) * 2,
+                use_bias=self.conv_biases,
+                kernel_init=init.conv,
+                bias_init=init.bias,
+            )
             x = nn.relu(conv(encode(x)))
-            x = max_pool(x) if pool else x
+            x = x if pool is None else max_pool(x, *pool)
         x = x.reshape(len(x), -1)
         for width in self.hidden:
-            x = nn.relu(Dense(width, kernel_init=orthogonal, bias_init=_bias_init)(encode(x)))
+            x = nn.relu(dense(encode(x), width, self.initial_values, self.biases))
         return self.classify(x, encode, task_id)
 
 
@@ -160,8 +147,8 @@ class ResNet18(Network, kw_only=True):
     """ResNet-18 for small images, without normalisation.
 
     A 7 x 7 first convolution with stride 1 and no pooling after it, as in the harness of the
-    paper's Table 1. Each residual branch starts at zero, so that the network starts shallow: that
-    is what stands in for normalisation.
+    paper's Table 1. FEL after the first convolution, in each residual branch after both of its
+    convolutions, after each stage and after the last pooling.
 
     Attributes:
       width: channels of the first stage; 64 in the paper.
@@ -178,29 +165,38 @@ class ResNet18(Network, kw_only=True):
         """
         _check_images(x, 1)
         encode = self.encoder(task_id)
+        init = INITIAL_VALUES[self.initial_values]
 
-        def conv(features: int, window: int, strides: int, init: Any) -> Conv:
-            return Conv(features, (window,) * 2, strides, kernel_init=init)
+        def conv(features: int, window: int, strides: int, kernel_init: Any) -> Conv:
+            return Conv(
+                features,
+                (window,) * 2,
+                strides,
+                use_bias=self.conv_biases,
+                kernel_init=kernel_init,
+            )
 
-        zero = nn.initializers.zeros
-        x = encode(nn.relu(conv(self.width, 7, 1, _he_init)(encode(x))))
+        x = encode(nn.relu(conv(self.width, 7, 1, init.residual)(encode(x))))
         for stage in range(4):
             features = self.width * 2**stage
             for block in range(2):
                 strides = 2 if stage and not block else 1
-                branch = encode(nn.relu(conv(features, 3, strides, _he_init)(x)))
-                branch = conv(features, 3, 1, zero)(branch)
+                branch = encode(nn.relu(conv(features, 3, strides, init.residual)(x)))
+                branch = encode(conv(features, 3, 1, init.branch_end)(branch))
                 if strides > 1:
-                    x = conv(features, 1, strides, _he_init)(x)
-                # One encoding of the sum permutes both of its branches alike.
-                x = encode(nn.relu(x + branch))
+                    x = conv(features, 1, strides, init.residual)(x)
+                x = nn.relu(x + branch)
+            x = encode(x)
         x = jnp.mean(x, axis=(1, 2))
         return self.classify(x, encode, task_id)
 
 
 def smallest_image(convs: Sequence[ConvLayer]) -> int:
     """The height and width of which these convolutions leave one pixel."""
-    return int(2 ** sum(conv.pool for conv in convs))
+    size = 1
+    for window, strides in (conv.pool for conv in reversed(convs) if conv.pool is not None):
+        size = (size - 1) * strides + window
+    return size
 
 
 def _check_images(x: jax.Array, smallest: int) -> None:
@@ -209,16 +205,6 @@ def _check_images(x: jax.Array, smallest: int) -> None:
             f"x has shape {x.shape}; expected images [b, height, width, channels] of {smallest} x "
             f"{smallest} pixels or more. Enlarge them, or take a network with fewer pools, or mlp."
         )
-
-
-def max_pool(x: jax.Array) -> jax.Array:
-    """2 x 2 max-pool of ``[b, height, width, channels]``, dropping an odd last row or column.
-
-    Its backward pass is faster on a CPU than that of `flax.linen.max_pool`, which is a scatter.
-    """
-    batch, height, width, channels = x.shape
-    x = x[:, : height // 2 * 2, : width // 2 * 2]
-    return jnp.max(x.reshape(batch, height // 2, 2, width // 2, 2, channels), axis=(2, 4))
 
 
 class Architecture(NamedTuple):
@@ -233,18 +219,24 @@ class Architecture(NamedTuple):
     input_shape: tuple[int, ...]
 
     @property
+    def convs(self) -> bool:
+        """Whether there are convolutions."""
+        return self.build.keywords.get("convs") != ()
+
+    @property
     def smallest(self) -> int:
         """The height and width that images have at least; 0 if examples need not be images."""
-        convs = self.build.keywords.get("convs")
-        if convs is None:
-            return 1
-        return smallest_image(convs) if convs else 0
+        return smallest_image(self.build.keywords.get("convs", ())) if self.convs else 0
+
+
+# Window and stride.
+_POOL = (2, 2)
 
 
 def _vgg(*stages: tuple[int, int]) -> tuple[ConvLayer, ...]:
     """3 x 3 convolutions in stages of (how many, features), a pool after each stage."""
     return tuple(
-        ConvLayer(3, features, pool=i == count - 1)
+        ConvLayer(3, features, _POOL if i == count - 1 else None)
         for count, features in stages
         for i in range(count)
     )
@@ -258,21 +250,36 @@ def _feed_forward(
 
 _CIFAR = (32, 32, 3)
 _IMAGENET = (84, 84, 3)
-_LENET = (ConvLayer(5, 20, True), ConvLayer(5, 50, True))
-_ALEXNET_6 = (ConvLayer(4, 64, True), ConvLayer(3, 128, True), ConvLayer(2, 256, True))
+
+
+def _lenet(pool: tuple[int, int] | None) -> Architecture:
+    convs = (ConvLayer(5, 20, pool), ConvLayer(5, 50, pool))
+    return _feed_forward(_CIFAR, convs, 800, 500)
+
+
 _ALEXNET_7 = (
-    ConvLayer(5, 64, True),
-    ConvLayer(4, 128, True),
-    ConvLayer(3, 128, True),
-    ConvLayer(3, 128, True),
+    ConvLayer(5, 64, _POOL),
+    ConvLayer(4, 128, _POOL),
+    ConvLayer(3, 128, _POOL),
+    ConvLayer(3, 128, _POOL),
 )
 
 ARCHITECTURES = {
     "mlp": _feed_forward((784,), (), 256, 256),
     "mlp-100": _feed_forward((64,), (), 100, 100),
-    "lenet-5": _feed_forward(_CIFAR, _LENET, 800, 500),
-    "alexnet-6": _feed_forward(_CIFAR, _ALEXNET_6, 2048, 2048),
+    # The authors' program has other pools than the paper's text, and none under STL and SGD.
+    "lenet-5": _lenet((3, 2)),
+    "lenet-5-text": _lenet(_POOL),
+    "lenet-5-no-pool": _lenet(None),
+    "alexnet-6": _feed_forward(
+        _CIFAR,
+        (ConvLayer(4, 64, _POOL), ConvLayer(3, 128, _POOL), ConvLayer(2, 256, _POOL)),
+        2048,
+        2048,
+    ),
     "alexnet-7": _feed_forward(_IMAGENET, _ALEXNET_7, 2048, 2048),
+    # Of the authors' STL.
+    "alexnet-7-narrow": _feed_forward(_IMAGENET, _ALEXNET_7, 1024, 256),
     "vgg-11": _feed_forward(_CIFAR, _vgg((1, 64), (1, 128), (2, 256), (2, 512), (2, 512))),
     "vgg-13": _feed_forward(_CIFAR, _vgg((2, 64), (2, 128), (2, 256), (2, 512), (2, 512))),
     "resnet-18": Architecture(partial(ResNet18, width=64), _CIFAR),
