@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 
 from benchmarks import ablation, data, experiment, figures, presets, report, results
@@ -347,4 +349,8 @@ def _report(argv: list[str], console: Console) -> int:
 
 
 if __name__ == "__main__":
+    # A device for each core: seeds are spread over devices, and the small products of one seed do
+    # not fill two cores.
+    if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", results.num_cores())
     sys.exit(main())

@@ -14,6 +14,7 @@ from benchmarks import tasks
 from benchmarks.data import Dataset
 from benchmarks.layers import SHARED_HEADS
 from benchmarks.methods import Method, MethodSpec, Problem
+from benchmarks.methods.base import NO_STATISTICS, Statistics
 from benchmarks.networks import ARCHITECTURES, check_input
 from benchmarks.presets import Config
 
@@ -154,6 +155,12 @@ def make_problem(
     config: Config, spec: MethodSpec, sequence: tasks.Sequence, dataset: str, fel_key: jax.Array
 ) -> Problem:
     """What a method is given for one seed: the network and the settings."""
+    batch_norm = ARCHITECTURES[config.network].batch_norm
+    if batch_norm and not spec.batch_norm:
+        raise ValueError(
+            f"Network {config.network!r} has batch normalisation, whose averages {spec.label} does "
+            "not keep. Choose --network resnet-18."
+        )
     network: Any = ARCHITECTURES[config.network].build(
         num_classes=sequence.num_classes,
         num_tasks=config.num_tasks,
@@ -177,13 +184,23 @@ def make_problem(
         task_id: jax.Array,
         projections: Any = None,
         subspace: jax.Array | None = None,
+        statistics: Any = None,
     ) -> jax.Array:
         variables = {"params": freeze(params, task_id), "encodings": encodings}
         if projections is not None:
             variables["projections"] = projections
         if subspace is not None:
             variables["subspace"] = {"basis": subspace}
-        return jnp.asarray(network.apply(variables, x, task_id))
+        if not batch_norm:
+            return jnp.asarray(network.apply(variables, x, task_id))
+        if statistics is not None:
+            return jnp.asarray(network.apply(variables | {"batch_stats": statistics}, x, task_id))
+        return jnp.asarray(network.apply(variables, x, task_id, mutable="batch_stats")[0])
+
+    def update_statistics(statistics: Any, params: Any, x: jax.Array, task_id: jax.Array) -> Any:
+        variables = {"params": freeze(params, task_id), "batch_stats": statistics}
+        _, updated = network.apply(variables, x, task_id, mutable="batch_stats")
+        return updated["batch_stats"]
 
     def freeze(params: Any, task_id: jax.Array) -> Any:
         def of_leaf(path: Any, leaf: jax.Array) -> jax.Array:
@@ -222,6 +239,11 @@ def make_problem(
         num_classes=sequence.num_classes,
         num_tasks=config.num_tasks,
         steps_per_task=config.steps_per_task,
+        statistics=Statistics(
+            lambda: network.init(fel_key, blank, jnp.int32(0))["batch_stats"], update_statistics
+        )
+        if batch_norm
+        else NO_STATISTICS,
     )
 
 

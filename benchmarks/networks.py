@@ -144,7 +144,7 @@ class FeedForward(Network, kw_only=True):
 
 
 class ResNet18(Network, kw_only=True):
-    """ResNet-18 for small images, without normalisation.
+    """ResNet-18 for small images.
 
     A 7 x 7 first convolution with stride 1 and no pooling after it, as in the harness of the
     paper's Table 1. FEL after the first convolution, in each residual branch after both of its
@@ -152,9 +152,12 @@ class ResNet18(Network, kw_only=True):
 
     Attributes:
       width: channels of the first stage; 64 in the paper.
+      batch_norm: whether batch normalisation follows each convolution. It uses the averages of the
+        collection ``batch_stats``, or, where that is mutable, the batch's own and updates them.
     """
 
     width: int
+    batch_norm: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, task_id: jax.Array) -> jax.Array:
@@ -167,24 +170,30 @@ class ResNet18(Network, kw_only=True):
         encode = self.encoder(task_id)
         init = INITIAL_VALUES[self.initial_values]
 
-        def conv(features: int, window: int, strides: int, kernel_init: Any) -> Conv:
-            return Conv(
+        def conv(
+            x: jax.Array, features: int, window: int, strides: int, kernel_init: Any
+        ) -> jax.Array:
+            x = Conv(
                 features,
                 (window,) * 2,
                 strides,
                 use_bias=self.conv_biases,
                 kernel_init=kernel_init,
-            )
+            )(x)
+            if not self.batch_norm:
+                return x
+            averages = not self.is_mutable_collection("batch_stats")
+            return jnp.asarray(nn.BatchNorm(use_running_average=averages)(x))
 
-        x = encode(nn.relu(conv(self.width, 7, 1, init.residual)(encode(x))))
+        x = encode(nn.relu(conv(encode(x), self.width, 7, 1, init.residual)))
         for stage in range(4):
             features = self.width * 2**stage
             for block in range(2):
                 strides = 2 if stage and not block else 1
-                branch = encode(nn.relu(conv(features, 3, strides, init.residual)(x)))
-                branch = encode(conv(features, 3, 1, init.branch_end)(branch))
+                branch = encode(nn.relu(conv(x, features, 3, strides, init.residual)))
+                branch = encode(conv(branch, features, 3, 1, init.branch_end))
                 if strides > 1:
-                    x = conv(features, 1, strides, init.residual)(x)
+                    x = conv(x, features, 1, strides, init.residual)
                 x = nn.relu(x + branch)
             x = encode(x)
         x = jnp.mean(x, axis=(1, 2))
@@ -217,6 +226,11 @@ class Architecture(NamedTuple):
 
     build: partial[Any]
     input_shape: tuple[int, ...]
+
+    @property
+    def batch_norm(self) -> bool:
+        """Whether there is batch normalisation."""
+        return bool(self.build.keywords.get("batch_norm"))
 
     @property
     def convs(self) -> bool:
@@ -283,6 +297,8 @@ ARCHITECTURES = {
     "vgg-11": _feed_forward(_CIFAR, _vgg((1, 64), (1, 128), (2, 256), (2, 512), (2, 512))),
     "vgg-13": _feed_forward(_CIFAR, _vgg((2, 64), (2, 128), (2, 256), (2, 512), (2, 512))),
     "resnet-18": Architecture(partial(ResNet18, width=64), _CIFAR),
+    # Of the authors' STL and SGD.
+    "resnet-18-batch-norm": Architecture(partial(ResNet18, width=64, batch_norm=True), _CIFAR),
 }
 
 

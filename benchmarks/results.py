@@ -305,6 +305,8 @@ def _commit() -> str:
             capture_output=True,
             text=True,
             check=True,
+            # To ask is not to write: no lock that another command of git would wait for.
+            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},
         ).stdout.strip()
 
     try:
@@ -326,9 +328,12 @@ def _device() -> str:
             if line.startswith("model name"):
                 model = line.split(":", 1)[1].strip()
                 break
-    # Those this process may run on: fewer than the machine has, under `taskset` or in a container.
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
+    cores = num_cores()
     return f"CPU, {cores} core{'s' if cores > 1 else ''}, {model}"
+
+
+def num_cores() -> int:
+    """Those this process may run on: under `taskset` or in a container not all there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

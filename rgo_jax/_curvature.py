@@ -65,6 +65,10 @@ def curvature_output(
     References:
       Algorithm 1, line 9, and appendix B.1. https://arxiv.org/abs/2201.12522
     """
+    if not hasattr(outputs, "dtype"):
+        raise TypeError(f"outputs is a {type(outputs).__name__}; expected an array.")
+    if not callable(loss) and not hasattr(targets, "dtype"):
+        raise TypeError(f"targets is a {type(targets).__name__}; expected an array.")
     if outputs.ndim == 0:
         raise ValueError("outputs has shape (); expected [..., num_outputs].")
     if not jnp.issubdtype(outputs.dtype, jnp.floating):
@@ -101,10 +105,10 @@ def _softmax_cross_entropy(
     outputs: jax.Array, labels: jax.Array, mask: jax.Array | None
 ) -> jax.Array:
     num_outputs = outputs.shape[-1]
-    if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(
-            f"targets has dtype {jnp.result_type(labels)}; softmax_cross_entropy expects integer "
-            "labels. For one-hot labels pass jnp.argmax(targets, axis=-1)."
+            f"targets has dtype {labels.dtype}; softmax_cross_entropy expects integer labels. For "
+            "one-hot labels pass jnp.argmax(targets, axis=-1)."
         )
     if jnp.shape(labels) != outputs.shape[:-1]:
         raise ValueError(

@@ -62,6 +62,8 @@ def fel_permutation(
 
 
 def _check_integer(name: str, value: jax.typing.ArrayLike) -> None:
+    if isinstance(value, str):
+        raise TypeError(f"{name} is {value!r}; expected an integer.")
     if jnp.shape(value):
         raise ValueError(f"{name} has shape {jnp.shape(value)}; expected a scalar.")
     if not jnp.issubdtype(jnp.result_type(value), jnp.integer):
@@ -95,6 +97,10 @@ def fel_encode(
     Returns:
       An array like ``x``.
 
+    Raises:
+      ValueError: ``x`` has no such axis; as `fel_permutation`.
+      TypeError: as `fel_permutation`.
+
     Example:
       >>> import jax.numpy as jnp, rgo_jax
       >>> print(rgo_jax.fel_encode(jnp.array([[10, 11, 12, 13, 14]]), task_id=3))
@@ -103,6 +109,8 @@ def fel_encode(
     References:
       Feature encoding layer, section 4.4. https://arxiv.org/abs/2201.12522
     """
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"axis is {axis}, but x has shape {x.shape}.")
     permutation = fel_permutation(
         task_id, x.shape[axis], seed=seed, layer=layer, identity_first=identity_first
     )

@@ -11,20 +11,19 @@ in the dtype of P and at Precision.HIGHEST to the end, whatever the layer comput
 after the projection would fall into protected directions.
 """
 
-import contextlib
-import contextvars
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from rgo_jax import _geometry, _projection
 
-# Whether what is being traced are the gradients that a projection is made of.
-_in_curvature_pass = contextvars.ContextVar("in_curvature_pass", default=False)
+# What projected gradients are called in a jaxpr, so that `yields_projected` finds them.
+_MARK = "rgo_jax.projected"
 
 # Patches of a convolution beyond this many bytes are not worth their memory; where there is no
 # projection to save work for, on these platforms only and up to these many.
@@ -32,27 +31,25 @@ _MAX_PATCH_BYTES = 2**28
 _MAX_PLAIN_PATCH_BYTES = {"cpu": 2**28, "gpu": 2**25}
 
 
-@contextlib.contextmanager
-def curvature_pass() -> Iterator[None]:
-    """Where gradients are to be plain ones: layers that are handed a projection refuse it."""
-    token = _in_curvature_pass.set(True)
-    try:
-        yield
-    finally:
-        _in_curvature_pass.reset(token)
+def yields_projected(jaxpr: Any) -> bool:
+    """Whether a gradient is projected anywhere in a traced function.
 
+    The mark is part of what is traced, so a function that was traced before has it too.
 
-def check_not_in_curvature_pass() -> None:
-    """Called by a layer that is handed a projection.
-
-    Raises:
-      ValueError: inside `curvature_pass`.
+    Args:
+      jaxpr: of `jax.make_jaxpr`.
     """
-    if _in_curvature_pass.get():
-        raise ValueError(
-            "A layer was handed its projection inside consolidate, which needs plain gradients: "
-            "of projected ones P would become wrong. Leave the projections out there."
-        )
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        if equation.params.get("name") == _MARK:
+            return True
+        inner = jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr)
+        if any(yields_projected(each) for each in inner if _is_jaxpr(each)):
+            return True
+    return False
+
+
+def _is_jaxpr(node: Any) -> bool:
+    return hasattr(node, "eqns") or hasattr(node, "jaxpr")
 
 
 @jax.custom_vjp
@@ -69,7 +66,8 @@ def _project_gradient_fwd(
 
 def _project_gradient_bwd(projection: jax.Array, g: jax.Array) -> tuple[jax.Array, None]:
     matrix = _geometry.to_matrix(g, _projection.dim(projection))
-    return _projection.project(projection, matrix).reshape(g.shape).astype(g.dtype), None
+    projected = _projection.project(projection, matrix).reshape(g.shape).astype(g.dtype)
+    return checkpoint_name(projected, _MARK), None
 
 
 _project_gradient.defvjp(_project_gradient_fwd, _project_gradient_bwd)
@@ -171,7 +169,12 @@ def dot(
       ``[..., m]`` in ``dtype``.
     """
     rows = math.prod(x.shape[:-1])
-    fits = projection is not None and _projection.dim(projection) == kernel.shape[0]
+    fits = (
+        projection is not None
+        and _projection.dim(projection) == kernel.shape[0]
+        # Of complex inputs the rows are not those of a real kernel's gradient.
+        and not jnp.issubdtype(jnp.result_type(x, dtype), jnp.complexfloating)
+    )
     if not fits or rows >= kernel.shape[1]:
         kernel = project_gradient(kernel, projection).astype(dtype)
         return jnp.matmul(x.astype(dtype), kernel, precision=precision)
@@ -202,7 +205,7 @@ def dot(
         # A loss with input gradients in it (a gradient penalty) reaches the kernel through here.
         kernel = project_gradient(kernel, projection)
         gradient_x = jnp.matmul(g, kernel.astype(dtype).T, precision=precision)
-        return gradient_x.astype(x.dtype), gradient, None
+        return gradient_x.astype(x.dtype), checkpoint_name(gradient, _MARK), None
 
     factored.defvjp(forward, backward)
     return factored(x, kernel, projection)

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rgo_jax import _tree
 
@@ -33,6 +34,7 @@ class FanIn:
 
     Raises:
       ValueError: a number below 1, or both blocks and diagonal.
+      TypeError: a number that is no integer.
 
     Example:
       >>> import jax.numpy as jnp, rgo_jax
@@ -52,10 +54,14 @@ class FanIn:
     diagonal: bool = False
 
     def __post_init__(self) -> None:
-        if self.num_axes is not None and self.num_axes < 1:
-            raise ValueError(f"num_axes is {self.num_axes}; expected 1 or more, or None.")
-        if self.blocks < 1:
-            raise ValueError(f"blocks is {self.blocks}; expected 1 or more.")
+        for name in ("num_axes", "blocks"):
+            value = getattr(self, name)
+            if value is None and name == "num_axes":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise TypeError(f"{name} is {value!r}; expected an integer.")
+            if value < 1:
+                raise ValueError(f"{name} is {value}; expected 1 or more.")
         if self.diagonal and self.blocks > 1:
             raise ValueError(f"blocks is {self.blocks} and diagonal is True; expected one of them.")
 

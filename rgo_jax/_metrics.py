@@ -57,7 +57,17 @@ def backward_transfer(r: jax.typing.ArrayLike) -> jax.Array:
 
 
 def _square(r: jax.typing.ArrayLike) -> jax.Array:
-    r = jnp.asarray(r)
+    try:
+        r = jnp.asarray(r)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"R has no shape ({error}); expected [..., num_tasks, num_tasks]."
+        ) from error
+    if jnp.iscomplexobj(r):
+        raise ValueError(f"R has dtype {r.dtype}; expected real numbers.")
+    if not jnp.issubdtype(r.dtype, jnp.floating) or r.dtype.itemsize < 4:
+        # Differences of unsigned numbers would wrap, and means of narrow ones round.
+        r = r.astype(float)
     if r.ndim < 2 or r.shape[-1] != r.shape[-2] or not r.shape[-1]:
         raise ValueError(f"R has shape {r.shape}; expected [..., num_tasks, num_tasks].")
     return r

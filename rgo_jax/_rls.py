@@ -12,6 +12,11 @@ import optax
 from rgo_jax import _columns, _fused, _projection, _state, _tree, _warnings
 from rgo_jax._columns import Columns, Curvature
 
+_STACK = (
+    "expected arrays [num_batches, ...]. Stack what a loader yields: jax.tree.map(lambda *x: "
+    "jnp.stack(x), *batches); or call rls_update for each batch."
+)
+
 # How many vectors are folded in at once.
 _BLOCK_SIZE = 128
 
@@ -186,8 +191,8 @@ def consolidate(
       https://arxiv.org/abs/2201.12522
     """
     _columns.check(columns)
-    if block_size < 1:
-        raise ValueError(f"block_size is {block_size}; expected 1 or more.")
+    if not isinstance(block_size, int | np.integer) or block_size < 1:
+        raise ValueError(f"block_size is {block_size!r}; expected an integer, 1 or more.")
     num_batches = _count_batches(batches)
     key = jax.random.key(0) if key is None else key
     states = _state.find_states(opt_state)
@@ -219,15 +224,20 @@ def consolidate(
             for state, own in zip(states, alphas, strict=True)
         ], None
 
-    with _fused.curvature_pass():
-        if columns == "each":
-            states, _ = jax.lax.scan(fold_batch, states, batches)
-        else:
-            _, stacked = jax.lax.scan(collect, jnp.int32(0), batches)
-            states = [
-                fold(state, own, _joined(found), num_batches)
-                for state, own, found in zip(states, alphas, stacked, strict=True)
-            ]
+    one_batch = jax.eval_shape(lambda tree: jax.tree.map(lambda x: x[0], tree), batches)
+    if _fused.yields_projected(jax.make_jaxpr(grad_fn)(one_batch)):
+        raise ValueError(
+            "grad_fn yields projected gradients, of which P would become wrong: some of its layers "
+            "are handed their projections. Leave them out there."
+        )
+    if columns == "each":
+        states, _ = jax.lax.scan(fold_batch, states, batches)
+    else:
+        _, stacked = jax.lax.scan(collect, jnp.int32(0), batches)
+        states = [
+            fold(state, own, _joined(found), num_batches)
+            for state, own, found in zip(states, alphas, stacked, strict=True)
+        ]
     for state in states:
         _warnings.warn_of_vanishing(state)
     return _state.replace_states(opt_state, states)
@@ -323,14 +333,22 @@ def _warn_of_layer_norm(state: _state.RgoState, columns: Columns) -> None:
 
 
 def _count_batches(batches: Any) -> int:
-    shapes = {
-        _tree.path_name(path): jnp.shape(leaf)
-        for path, leaf in _tree.leaves_by_path(batches).items()
-    }
+    if isinstance(batches, list) and not all(hasattr(batch, "shape") for batch in batches):
+        raise ValueError(f"batches is a list of trees, one for each batch; {_STACK}")
+    shapes = {}
+    for path, leaf in _tree.leaves_by_path(batches).items():
+        name = _tree.path_name(path)
+        if not hasattr(leaf, "shape") or leaf.dtype.kind == "O":
+            raise ValueError(
+                f"batches has a {type(leaf).__name__} at {name!r}, which is no array of numbers; "
+                f"{_STACK}"
+            )
+        shapes[name] = leaf.shape
     counts = {shape[0] if shape else 0 for shape in shapes.values()}
     if len(counts) != 1 or not min(counts):
         raise ValueError(
             f"batches has leaves of shapes {shapes or 'none at all'}; expected arrays "
-            "[num_batches, ...] with the same num_batches, at least 1."
+            "[num_batches, ...] with the same num_batches, at least 1. Fill a shorter last batch "
+            "up, with weights=0 in curvature_output, or fold it in with rls_update."
         )
     return counts.pop()

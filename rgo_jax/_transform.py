@@ -86,6 +86,8 @@ def scale_by_rgo(
         )
     else:
         limit = int(max_fan_in)
+        if limit < 1:
+            raise ValueError(f"max_fan_in is {max_fan_in}; expected 1 or more.")
 
     def init_fn(params: optax.Params) -> _state.RgoState:
         specs = _geometry.specs_by_path(fan_in, params)
@@ -193,6 +195,8 @@ def rgo(
       Liu and Liu, `Continual Learning with Recursive Gradient Optimization
       <https://arxiv.org/abs/2201.12522>`_, ICLR 2022.
     """
+    if learning_rate is None:
+        raise ValueError("learning_rate is None; expected a scalar or a schedule.")
     return optax.chain(
         scale_by_rgo(
             fan_in=fan_in, max_fan_in=max_fan_in, projected=projected, normalize=normalize

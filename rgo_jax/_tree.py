@@ -44,7 +44,8 @@ def unboxed(tree: Any) -> Any:
         return [path for path, _ in leaves] == _BOX
 
     def unbox(node: Any) -> Any:
-        return jax.tree.leaves(node)[0] if is_box(node) else node
+        # An empty box is of a parameter that a filter has taken out.
+        return next(iter(jax.tree.leaves(node)), None) if is_box(node) else node
 
     return jax.tree.map(unbox, tree, is_leaf=is_box)
 
@@ -91,7 +92,8 @@ def given_by_path(given: Any, tree: Any, leaf_type: type | tuple[()], what: str)
             found.pop(path, None)
     for path in masked:
         unused = {other for other in unused if other[: len(path)] != path}
-    if unused:
+    # Trees without any leaf stand for parameters that are not there: see optax.tree.map_params.
+    if unused and asked:
         known = [path for path in asked if path not in masked]
         raise ValueError(
             f"{what} names {path_name(unused.pop())!r}, but there is no such parameter. There are "

@@ -60,7 +60,7 @@ def main():
         def curvature(batch):
             return grad(lambda f: rgo_jax.curvature_output(f, batch[1]), params, batch[0], task)
 
-        return params, rgo_jax.consolidate(state, curvature, (x, y), block_size=64)
+        return params, rgo_jax.consolidate(state, curvature, (x, y), alpha=1.0, block_size=64)
 
     learn = jax.jit(learn, donate_argnums=(0, 1), out_shardings=(everywhere, by_rows))
 

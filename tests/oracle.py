@@ -16,9 +16,14 @@ def fan_in_matrix(leaf):
     return leaf.reshape(-1, 1) if leaf.ndim == 1 else leaf.reshape(-1, leaf.shape[-1])
 
 
-def projection(gradients, alpha=1.0):
-    """P after folding in these gradients: alpha (alpha I + sum v v')^-1, in closed form."""
-    vectors = np.stack([fan_in_matrix(g).sum(axis=1) for g in gradients])
+def projection(gradients, alpha=0.01):
+    """P after folding in the mean over the columns of each of these gradients."""
+    return projection_of(np.stack([fan_in_matrix(g).mean(axis=1) for g in gradients]), alpha)
+
+
+def projection_of(vectors, alpha=0.01):
+    """P after folding in these vectors: alpha (alpha I + sum v v')^-1, in closed form."""
+    vectors = np.asarray(vectors, np.float64)
     precision = alpha * np.eye(vectors.shape[1]) + vectors.T @ vectors
     return alpha * np.linalg.inv(precision)
 

@@ -7,12 +7,14 @@ import optax
 import pytest
 
 import rgo_jax
+from tests import oracle
 
 PARAMS = {
     "body": {"kernel": jnp.ones((4, 3)), "bias": jnp.zeros((3,))},
     "head": {"kernel": jnp.ones((3, 2))},
 }
 LR = 0.1
+ALPHA = 0.1
 
 
 def labels(params):
@@ -105,14 +107,14 @@ def run(tx, calls):
     @jax.jit
     def end_of_task(state):
         batches = jax.tree.map(lambda *xs: jnp.stack(xs), *map(grads_of, range(3)))
-        return rgo_jax.consolidate(state, lambda g: g, batches)
+        return rgo_jax.consolidate(state, lambda g: g, batches, alpha=ALPHA)
 
     params, state = PARAMS, jax.jit(tx.init)(PARAMS)
     for seed in (10, 11):
         for _ in range(calls):
             params, state = step(params, state, grads_of(seed))
         state = end_of_task(state)
-        state = rgo_jax.rls_update(state, grads_of(4))
+        state = rgo_jax.rls_update(state, grads_of(4), alpha=ALPHA)
     return params, state, (step, end_of_task)
 
 
@@ -154,28 +156,57 @@ def test_wrapper(name, compilations):
     assert again.count == 0
 
 
-FUSED = rgo_jax.rgo(LR, projected=True)
+# name -> (transform for gradients that layers have projected, calls of update for one real step)
+OF_PROJECTED = {
+    "named_chain": lambda **o: (optax.named_chain(("rgo", fused(**o))), 1),
+    "masked": lambda **o: (
+        optax.chain(optax.masked(rgo_jax.scale_by_rgo(projected=True, **o), BODY), optax.sgd(LR)),
+        1,
+    ),
+    "partition": lambda **o: (
+        optax.partition({"rgo": fused(**o), "sgd": fused(**o)}, labels),
+        1,
+    ),
+    "inject_hyperparams": lambda **o: (
+        optax.inject_hyperparams(rgo_jax.rgo)(LR, projected=True, **o),
+        1,
+    ),
+    "MultiSteps": lambda **o: (optax.MultiSteps(fused(**o), 2), 2),
+    "apply_if_finite": lambda **o: (optax.apply_if_finite(fused(**o), 3), 1),
+    "MultiSteps in a chain": lambda **o: (
+        optax.chain(optax.MultiSteps(fused(**o), 2).gradient_transformation()),
+        2,
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    ("tx", "calls"),
-    [
-        (optax.named_chain(("rgo", FUSED)), 1),
-        (
-            optax.chain(optax.masked(rgo_jax.scale_by_rgo(projected=True), BODY), optax.sgd(LR)),
-            1,
-        ),
-        (optax.partition({"rgo": FUSED, "sgd": FUSED}, labels), 1),
-        (optax.inject_hyperparams(rgo_jax.rgo)(LR, projected=True), 1),
-        (optax.MultiSteps(FUSED, 2), 2),
-        (optax.apply_if_finite(FUSED, 3), 1),
-        (optax.chain(optax.MultiSteps(FUSED, 2).gradient_transformation()), 2),
-    ],
-)
-def test_projected_gradients_are_left_alone_under_every_wrapper(tx, calls):
+def fused(**options):
+    return rgo_jax.rgo(LR, projected=True, **options)
+
+
+@pytest.mark.parametrize("name", OF_PROJECTED)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_projected_gradients_get_the_trace_rule_alone_under_every_wrapper(name, normalize):
+    tx, calls = OF_PROJECTED[name](normalize=normalize)
     params, _, _ = run(tx, calls)
-    sgd = jax.tree.map(lambda p, a, b: p - LR * (a + b), PARAMS, grads_of(10), grads_of(11))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), params, sgd)
+
+    def trace_rule(*leaves):
+        """That of the second step: after the three batches and the one more of the first task."""
+        p = oracle.projection(leaves, ALPHA)
+        return len(p) / np.trace(p) if normalize else 1.0
+
+    scale = jax.tree.map(trace_rule, *map(grads_of, (0, 1, 2, 4)))
+    if name == "masked":
+        scale["head"] = {"kernel": 1.0}
+    if normalize:
+        assert scale["body"]["kernel"] > 1.5
+    expected = jax.tree.map(
+        lambda p, a, b, s: p - LR * (a + s * b), PARAMS, grads_of(10), grads_of(11), scale
+    )
+    rtol = 1e-4 if normalize else 1e-5
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-6), params, expected
+    )
 
 
 def test_consolidate_runs_the_gradient_once_for_all_states():

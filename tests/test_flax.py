@@ -148,7 +148,7 @@ def test_nnx_trains_as_linen():
         f"{layer}/{name}" for layer in ("hidden", "head") for name in ("kernel", "bias")
     }
     # SGD ends elsewhere.
-    sgd, _ = train_linen(nn.Dense, False, tx=rgo_jax.rgo(0.5, projected=True))
+    sgd, _ = train_linen(nn.Dense, False, tx=rgo_jax.rgo(0.5, projected=True, normalize=False))
     assert np.abs(linen_params["hidden"]["kernel"] - sgd["hidden"]["kernel"]).max() > 1e-3
 
 

@@ -33,7 +33,7 @@ def test_fused_dense_gives_the_same_input_gradient_and_maps_over_seeds():
     x = jax.random.normal(jax.random.key(0), (3, 4, 6))
     model = rgo_jax.linen.Dense(9)
     params = model.init(jax.random.key(1), x[0])["params"]
-    tx = rgo_jax.scale_by_rgo()
+    tx = rgo_jax.scale_by_rgo(normalize=False)  # layers yield P g
     state = rgo_jax.rls_update(tx.init(params), params)
 
     def grads(x, collections):
@@ -48,6 +48,10 @@ def test_fused_dense_gives_the_same_input_gradient_and_maps_over_seeds():
         projected, projected_x = grads(x[i], handed)
         np.testing.assert_allclose(projected_x, plain_x, rtol=1e-5)
         chex.assert_trees_all_close(projected, tx.update(plain, state)[0], rtol=1e-3, atol=1e-4)
+        after, _ = rgo_jax.scale_by_rgo(projected=True).update(projected, state)
+        with_trace_rule, _ = rgo_jax.scale_by_rgo().update(plain, state)
+        chex.assert_trees_all_close(after, with_trace_rule, rtol=1e-3, atol=1e-4)
+        assert np.abs(after["kernel"] - projected["kernel"]).max() > 0.1
         mapped, _ = jax.vmap(lambda x: grads(x, handed))(x)
         chex.assert_trees_all_close(
             jax.tree.map(lambda g, i=i: g[i], mapped), projected, rtol=1e-4, atol=1e-5
@@ -59,7 +63,7 @@ def test_losses_with_input_gradients_are_projected(rows):
     """A gradient penalty reaches the kernel through the gradient in the inputs."""
     model, x = rgo_jax.linen.Dense(6), jax.random.normal(jax.random.key(0), (rows, 4))
     params = model.init(jax.random.key(1), x)["params"]
-    tx = rgo_jax.scale_by_rgo()
+    tx = rgo_jax.scale_by_rgo(normalize=False)
     state = tx.init(params)
     kernel = jnp.diag(jnp.array([1, 0.5, 0.1, 0.01]))
     state = state._replace(projection=state.projection | {"kernel": kernel})

@@ -101,7 +101,7 @@ def test_conv(name):
         for layer in (rgo_jax.nnx.Conv, nnx.Conv)
     )
     assert_close(nnx.state(ours), nnx.state(theirs), rtol=0)
-    tx = rgo_jax.scale_by_rgo()
+    tx = rgo_jax.scale_by_rgo(normalize=False)  # layers yield P g
     params = nnx.state(ours)
     state = rgo_jax.rls_update(tx.init(params), params)
     low = "dtype" in options
@@ -120,6 +120,9 @@ def test_conv(name):
     np.testing.assert_allclose(projected_x, plain_x, **tolerance)
     expected, _ = tx.update(plain, state)
     assert_close(projected, expected, **tolerance)
+    after, _ = rgo_jax.scale_by_rgo(projected=True).update(projected, state)
+    with_trace_rule, _ = rgo_jax.scale_by_rgo().update(plain, state)
+    assert_close(after, with_trace_rule, **tolerance)
     (unprojected, _), _ = grad(ours, x)
     assert_close(unprojected, plain, **tolerance)
 
@@ -151,7 +154,7 @@ def test_remat_scan_and_vmap():
     params = nnx.state(layers)
     fan_in = {"kernel": rgo_jax.FanIn(blocks=3), "bias": rgo_jax.FanIn(num_axes=2, blocks=3)}
     fan_in["kernel"] = rgo_jax.FanIn(num_axes=2, blocks=3)
-    tx = rgo_jax.scale_by_rgo(fan_in=fan_in)
+    tx = rgo_jax.scale_by_rgo(fan_in=fan_in, normalize=False)
     state = rgo_jax.rls_update(tx.init(params), params)
 
     def loss(layers, x, remat):
@@ -227,7 +230,7 @@ def test_layers_that_share_a_kernel():
         return jnp.sum(model(jax.random.normal(jax.random.key(0), (3, 6))) ** 2)
 
     model = Tied(rgo_jax.nnx.Linear, nnx.Rngs(0))
-    tx = rgo_jax.scale_by_rgo()
+    tx = rgo_jax.scale_by_rgo(normalize=False)
     plain = nnx.grad(loss)(model)
     state = rgo_jax.rls_update(tx.init(nnx.state(model)), plain)
     expected, _ = tx.update(plain, state)
@@ -306,7 +309,7 @@ def test_projections_that_do_not_fit_are_refused_or_used_rightly():
         rgo_jax.FanIn(blocks=3),
         rgo_jax.FanIn(diagonal=True),
     ):
-        tx = rgo_jax.scale_by_rgo(fan_in={"kernel": spec})
+        tx = rgo_jax.scale_by_rgo(fan_in={"kernel": spec}, normalize=False)
         state = rgo_jax.rls_update(tx.init(params), plain)
         with rgo_jax.nnx.projecting(conv, state):
             projected = nnx.grad(loss)(conv)

@@ -151,7 +151,8 @@ def test_shardings():
     specs = {name: s.spec for name, s in shardings[0].projection.items()}
     axes = {"kernel": ("data", None), "stack": ("data", None, None), "table": ("data",)}
     assert {name: tuple(spec) for name, spec in specs.items()} == axes
-    assert tuple(shardings[0].num_updates.spec) == ()
+    counts = (shardings[0].num_updates, shardings[0].num_skipped, shardings[0].energy)
+    assert [tuple(s.spec) for s in jax.tree.leaves(counts)] == [()] * (1 + 3 + 3)
     assert {tuple(s.spec) for s in jax.tree.leaves(shardings[1])} == {()}
     state = jax.device_put(tx.init(params), shardings)
     assert state[0].projection["kernel"].sharding == shardings[0].projection["kernel"]
@@ -195,7 +196,7 @@ def test_fused_layers_in_shard_map_and_on_explicit_meshes():
             x = jax.random.normal(jax.random.key(0), (batch, 6))
             ours, theirs = rgo_jax.linen.Dense(20), nn.Dense(20)
             params = ours.init(jax.random.key(1), x)["params"]
-            tx = rgo_jax.scale_by_rgo()
+            tx = rgo_jax.scale_by_rgo(normalize=False)
             state = rgo_jax.rls_update(tx.init(params), params)
             handed = {"projections": rgo_jax.linen.projections(state)}
 

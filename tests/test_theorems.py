@@ -7,14 +7,16 @@ import numpy as np
 import rgo_jax
 
 D = 12
+ALPHA = 0.01  # the default
 
 
 def trained_state():
     """A state after a task whose curvature is far from isotropic, and its Hessian."""
-    vectors = jax.random.normal(jax.random.key(0), (40, D)) * jnp.logspace(0.5, -1.5, D)[None]
+    vectors = jax.random.normal(jax.random.key(0), (40, D)) * jnp.logspace(-0.5, -2.5, D)[None]
     state = rgo_jax.scale_by_rgo().init(jnp.zeros(D))
     state = rgo_jax.consolidate(state, lambda v: v, vectors)
-    return state, np.eye(D) + np.asarray(vectors, np.float64).T @ np.asarray(vectors, np.float64)
+    vectors = np.asarray(vectors, np.float64)
+    return state, ALPHA * np.eye(D) + vectors.T @ vectors
 
 
 def normalised_projection(state):

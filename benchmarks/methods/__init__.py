@@ -19,6 +19,7 @@ METHODS = {
         setting="authors",
         networks=sgd.NETWORKS,
         options=sgd.Sgd,
+        batch_norm=True,
     ),
     "stl": MethodSpec(
         sgd.stl,
@@ -28,6 +29,7 @@ METHODS = {
         setting="authors",
         networks=sgd.STL_NETWORKS,
         options=sgd.Sgd,
+        batch_norm=True,
     ),
     "ewc": MethodSpec(ewc.ewc, "EWC", fel=False),
     "ewc-textbook": MethodSpec(ewc.ewc_textbook, "EWC, by the letter", fel=False),

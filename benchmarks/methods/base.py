@@ -15,15 +15,32 @@ from benchmarks.tasks import Task
 Batch = tuple[jax.Array, jax.Array]
 
 
+class Statistics(NamedTuple):
+    """The running averages of batch normalisation, for methods that keep them.
+
+    Attributes:
+      init: ``() -> tree``, before the first step.
+      update: ``(statistics, params, x, task_id) -> statistics``, with one batch.
+    """
+
+    init: Callable[[], Any]
+    update: Callable[[Any, Any, jax.Array, jax.Array], Any]
+
+
+# Of networks without batch normalisation.
+NO_STATISTICS = Statistics(lambda: (), lambda statistics, params, x, task_id: statistics)
+
+
 class Problem(NamedTuple):
     """What a method is given.
 
     Attributes:
       init: from a key to fresh parameters.
-      logits: ``(params, x, task_id, projections=None, subspace=None) -> [b, num_classes]``. With
-        the collection of `rgo_jax.linen.projections` the gradients of protected parameters are
-        projected. With orthonormal columns ``subspace [features, rank]`` the head receives what of
-        the features lies in them.
+      logits: ``(params, x, task_id, projections=None, subspace=None, statistics=None) ->
+        [b, num_classes]``. With the collection of `rgo_jax.linen.projections` the gradients of
+        protected parameters are projected. With orthonormal columns ``subspace [features, rank]``
+        the head receives what of the features lies in them. With ``statistics`` batch normalisation
+        is by them, without by the batch's own.
       protected: from parameters to a mask (a prefix tree of bools): those trained in more than
         one task.
       freeze: ``(params, task_id) -> params`` with the same values, through which no gradient flows
@@ -37,6 +54,7 @@ class Problem(NamedTuple):
       num_classes: outputs of each head; labels are below it.
       num_tasks: the length of the sequence.
       steps_per_task: optimizer steps in each.
+      statistics: of batch normalisation.
     """
 
     init: Callable[[jax.Array], Any]
@@ -51,6 +69,7 @@ class Problem(NamedTuple):
     num_classes: int
     num_tasks: int
     steps_per_task: int
+    statistics: Statistics = NO_STATISTICS
 
 
 class Method(NamedTuple):
@@ -130,6 +149,7 @@ class MethodSpec(NamedTuple):
       networks: its authors', by the protocol's network, where they are not that.
       setting: a key of `benchmarks.presets.SETTINGS`: whose its results in the paper are.
       options: a dataclass of the numbers and choices that are its own.
+      batch_norm: whether it keeps `Statistics`, so that networks may have batch normalisation.
     """
 
     build: Callable[[Problem], Method]
@@ -140,6 +160,7 @@ class MethodSpec(NamedTuple):
     networks: Mapping[str, str] = MappingProxyType({})
     setting: str = "harness"
     options: type[Any] = NoOptions
+    batch_norm: bool = False
 
     def make_options(self, given: Mapping[str, Any]) -> Any:
         """The method's own options, of which some are given; others' are left out."""
@@ -152,6 +173,7 @@ class TrainState(NamedTuple):
 
     params: Any
     opt_state: Any
+    statistics: Any
 
 
 def loss_and_grads(
@@ -188,7 +210,7 @@ def gradient_method(
 
     def init(key: jax.Array) -> TrainState:
         params = problem.init(key)
-        return TrainState(params, optimizer.init(params))
+        return TrainState(params, optimizer.init(params), problem.statistics.init())
 
     def start_task(state: TrainState, task: Task, key: jax.Array) -> TrainState:
         del task, key
@@ -202,10 +224,12 @@ def gradient_method(
         handed = None if projections is None else projections(state.opt_state)
         loss, grads = loss_and_grads(problem, state.params, batch, task.id, handed)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        return TrainState(optax.apply_updates(state.params, updates), opt_state), loss
+        # The same forward pass as the loss's, which XLA sees.
+        statistics = problem.statistics.update(state.statistics, state.params, batch[0], task.id)
+        return TrainState(optax.apply_updates(state.params, updates), opt_state, statistics), loss
 
     def logits(state: TrainState, x: jax.Array, task_id: jax.Array) -> jax.Array:
-        return problem.logits(state.params, x, task_id)
+        return problem.logits(state.params, x, task_id, statistics=state.statistics)
 
     return Method(init, start_task, step, nothing_to_end, logits, memory=lambda state: ())
 

@@ -16,7 +16,7 @@ from benchmarks.tasks import Task
 
 # The networks of the paper's authors where they are not RGO's: from its to theirs. The first is of
 # both methods, the second of STL only.
-NETWORKS = {"lenet-5": "lenet-5-no-pool"}
+NETWORKS = {"lenet-5": "lenet-5-no-pool", "resnet-18": "resnet-18-batch-norm"}
 STL_NETWORKS = NETWORKS | {"alexnet-7": "alexnet-7-narrow"}
 
 
@@ -39,7 +39,7 @@ def stl(problem: Problem) -> Method:
     def start_task(state: TrainState, task: Task, key: jax.Array) -> TrainState:
         # The optimizer's state stays: all it holds is the count that drives the schedule.
         state = method.start_task(state, task, key)
-        return state._replace(params=problem.init(key))
+        return state._replace(params=problem.init(key), statistics=problem.statistics.init())
 
     def memory(state: TrainState) -> list[object]:
         # The models of the other tasks. Their accuracy stands, so training does not carry them.

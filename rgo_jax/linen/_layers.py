@@ -118,7 +118,6 @@ def _handed(module: nn.Module, name: str) -> jax.Array | None:
     if not module.has_variable(_recording.PROJECTIONS, name):
         return None
     _recording.write((*module.path, name), True)
-    _fused.check_not_in_curvature_pass()
     projection: jax.Array = module.get_variable(_recording.PROJECTIONS, name)
     return projection
 

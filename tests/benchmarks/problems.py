@@ -1,14 +1,12 @@
 """Problems small enough to be checked by hand."""
 
-import dataclasses
-
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from benchmarks import presets
-from benchmarks.methods import Problem
+from benchmarks.methods import METHODS, Problem, rgo
 from benchmarks.tasks import Task
 from rgo_jax import linen
 
@@ -25,8 +23,7 @@ def linear_problem(w, num_tasks=2):
         freeze=lambda params, task_id: params,
         losses=optax.softmax_cross_entropy_with_integer_labels,
         learning_rate=optax.constant_schedule(RATE),
-        alpha=1.0,
-        normalize=True,
+        options=rgo.Rgo(),
         dataset="none",
         input_shape=(w.shape[0],),
         num_classes=w.shape[1],
@@ -73,7 +70,7 @@ class ConvNet(nn.Module):
         return linen.Dense(2, name="head")(x.reshape(len(x), -1))
 
 
-def two_tasks(**changes):
-    """Two permutations of the embedded digits, with fields of the configuration changed."""
-    config = presets.config("permuted-digits", num_tasks=2)
-    return dataclasses.replace(config, **changes)
+def two_tasks(method="rgo", **changes):
+    """Two permutations of the embedded digits, with fields of the method's preset changed."""
+    given = {"num_tasks": 2} | changes
+    return presets.config("permuted-digits", method=METHODS[method], **given)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks.methods import METHODS, gpm, layers, owm
+from benchmarks.methods import METHODS, gpm, layers, owm, rgo
 from rgo_jax import linen
 from tests.benchmarks.problems import (
     RATE,
@@ -126,16 +126,16 @@ def test_gpm_in_the_layers_is_the_optax_transform(scale):
 
 
 def test_a_layer_without_free_directions_stays_as_it_is():
-    full = layers.prepared(
-        {"Dense_0": {"kernel": jnp.full((3, 3), 1e-8), "bias": jnp.zeros((1, 1))}}
-    )
-    problem = network_problem(nn.Sequential([linen.Dense(2)]), (3,))
+    """Every direction is taken, and rounding is all that is left of the projections."""
     params = {"layers_0": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
-    full = layers.Projections(*({"layers_0": tree["Dense_0"]} for tree in full))
-    batch = jnp.ones((4, 3)), jnp.array([0, 1, 1, 1])
-    _, grads = layers.projected_loss_and_grads(problem, params, batch, 0, full)
-    for leaf in jax.tree.leaves(grads):
-        np.testing.assert_array_equal(leaf, 0)
+    problem = network_problem(nn.Sequential([linen.Dense(2)]), (3,), params)
+    x, y = np.eye(3, dtype=np.float32), np.array([0, 1, 1])
+    task = task_of(x, y)
+    for method in (gpm.gpm(problem, gpm.Gpm(1.0, 1.0)), owm.owm(problem, owm.Owm(alpha=1e-9))):
+        state = method.end_task(method.init(jax.random.key(0)), task)
+        assert max(float(jnp.trace(p)) for p in jax.tree.leaves(state.projections)) < 1e-5
+        after, _ = method.step(state, (x, y), task)
+        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), after.params, params)
 
 
 def test_owm_is_the_inverse_it_recurs_to():
@@ -162,8 +162,8 @@ def test_owm_is_rgo_where_all_outputs_weigh_the_same():
         )
         return np.asarray(kept)
 
-    # v = x / 2, so alpha weighs four times as much.
-    ours = projection(METHODS["rgo"].build(problem._replace(alpha=0.5)))
+    # v is the mean over two columns of the sum over four examples of x / 2: the batch's mean.
+    ours = projection(METHODS["rgo"].build(problem._replace(options=rgo.Rgo(alpha=2.0))))
     theirs = projection(owm.owm(problem, owm.Owm(alpha=2.0)))
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
     means = np.asarray(x, np.float64).reshape(10, 4, 6).mean(axis=1)

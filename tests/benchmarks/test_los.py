@@ -23,7 +23,7 @@ IMAGES = los.Los(rank=2, random=True, replay=True, stiefel=True)
 def narrow(monkeypatch):
     """LeNet-5 and ResNet-18 that compile soon; their last features are 40 and 32."""
     resnet = ARCHITECTURES["resnet-18"].build.func
-    lenet = partial(FeedForward, convs=(ConvLayer(3, 5, True),), hidden=(40,))
+    lenet = partial(FeedForward, convs=(ConvLayer(3, 5, (2, 2)),), hidden=(40,))
     monkeypatch.setitem(ARCHITECTURES, "lenet-5", Architecture(lenet, ()))
     monkeypatch.setitem(ARCHITECTURES, "resnet-18", Architecture(partial(resnet, width=4), ()))
 
@@ -31,7 +31,12 @@ def narrow(monkeypatch):
 def problem_of(network, input_shape, head="per_task", classes=CLASSES):
     """A network of the benchmarks, for three tasks."""
     config = presets.config(
-        "split-digits", network=network, num_tasks=TASKS, head=head, learning_rate=0.5
+        "split-digits",
+        method=METHODS["los"],
+        network=network,
+        num_tasks=TASKS,
+        head=head,
+        learning_rate=0.5,
     )
     sequence = tasks.Sequence(classes, input_shape, 1, None, None)
     key = jax.random.key(7)
@@ -283,21 +288,20 @@ def test_first_task_replays_nothing(narrow):
 def test_defaults_are_the_authors():
     assert los.Los(rank=None, random=False, replay=False, stiefel=False) == los.VECTORS
     assert los.Los(rank=30, random=True, replay=True, stiefel=True) == los.IMAGES
-    own = METHODS["los"].learning_rates
+    configured = partial(presets.config, method=METHODS["los"])
     for benchmark, rate in (
         ("permuted-mnist", 0.1),
         ("split-cifar100", 0.4),
         ("superclass-cifar100", 0.4),
         ("split-mini-imagenet", 0.2),
     ):
-        assert presets.config(benchmark, learning_rates=own).learning_rate == rate
+        assert configured(benchmark).learning_rate == rate
         # It is more particular than a preset's, which is RGO's.
-        assert presets.config(benchmark, "recommended", learning_rates=own).learning_rate == (
+        assert configured(benchmark, "recommended").learning_rate == (
             0.2 if benchmark == "permuted-mnist" else rate
         )
         # The user's wins.
-        config = presets.config(benchmark, learning_rates=own, learning_rate=0.03)
-        assert config.learning_rate == 0.03
+        assert configured(benchmark, learning_rate=0.03).learning_rate == 0.03
 
 
 @pytest.mark.slow
@@ -313,7 +317,12 @@ def test_images_are_learned_on_the_manifold_with_replay():
 
     dataset = Dataset("mine", *split(480), *split(80))
     config = presets.config(
-        "split-cifar100", num_tasks=2, examples_per_task=240, epochs=5, learning_rate=0.1
+        "split-cifar100",
+        method=METHODS["los"],
+        num_tasks=2,
+        examples_per_task=240,
+        epochs=5,
+        learning_rate=0.1,
     )
     run = train.run(config, METHODS["los"], dataset, seeds=range(1))
     assert run.r[0, 1].min() > 0.9

@@ -16,8 +16,10 @@ from tests.benchmarks.problems import task_of, two_tasks
 
 
 def test_memory_is_counted_in_bytes(digits):
-    config = two_tasks(num_tasks=3)
-    found = {name: experiment.memory_bytes(config, spec, digits) for name, spec in METHODS.items()}
+    found = {
+        name: experiment.memory_bytes(two_tasks(name, num_tasks=3), spec, digits)
+        for name, spec in METHODS.items()
+    }
     layers = [(64, 100), (100, 100), (100, 10)]
     parameters = sum(d * m + m for d, m in layers)
     ring = 3 * 10 * (64 * 4 + 1)
@@ -40,8 +42,8 @@ def test_memory_is_counted_in_bytes(digits):
 
 @pytest.fixture(scope="module")
 def sgd(digits):
-    """How much SGD forgets of the first of two tasks."""
-    return forgetting(train.run(two_tasks(), METHODS["sgd"], digits, seeds=range(1)))
+    """How much SGD forgets of the first of two tasks, in the setting of the baselines."""
+    return forgetting(train.run(two_tasks("gpm"), METHODS["sgd"], digits, seeds=range(1)))
 
 
 def forgetting(run):
@@ -57,7 +59,7 @@ BASELINES = [name for name in METHODS if name not in ("rgo", "rgo-2", "sgd", "st
 @pytest.mark.slow
 @pytest.mark.parametrize("method", BASELINES)
 def test_forgets_less_than_sgd(digits, sgd, method):
-    found = forgetting(train.run(two_tasks(), METHODS[method], digits, seeds=range(1)))
+    found = forgetting(train.run(two_tasks(method), METHODS[method], digits, seeds=range(1)))
     assert sgd.bwt < -0.1
     assert found.bwt > sgd.bwt + 0.03
     assert found.learned > sgd.learned - 0.05
@@ -65,7 +67,7 @@ def test_forgets_less_than_sgd(digits, sgd, method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_trains_on_the_losses_of_the_problem_and_on_no_others(digits, method):
-    config, spec = two_tasks(), METHODS[method]
+    config, spec = two_tasks(method), METHODS[method]
     sequence = tasks.SEQUENCES["permuted"](digits, 2)
     given = experiment.make_problem(config, spec, sequence, "digits", jax.random.key(0))
     rng = np.random.default_rng(0)
@@ -113,7 +115,8 @@ def test_without_the_trace_rule_later_tasks_are_learned_more_slowly(digits):
 @pytest.mark.parametrize("method", METHODS)
 def test_seeds_under_vmap_call_lapack_in_turn_on_a_cpu(digits, monkeypatch, method):
     """Batched calls for several layers at once can wait for ever there; here none is run."""
-    config, spec, lowered = two_tasks(head="per_task"), METHODS[method], []
+    config = two_tasks(method, head="per_task", initial_values="orthogonal")
+    spec, lowered = METHODS[method], []
     one_seed = experiment.functions(config, spec, digits)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self: lowered.append(self.as_text()))
@@ -127,7 +130,7 @@ def test_seeds_under_vmap_call_lapack_in_turn_on_a_cpu(digits, monkeypatch, meth
 def test_permutations_are_drawn_before_the_steps_on_a_gpu(digits, monkeypatch, method):
     """Inside the loop over steps XLA would draw them anew each time there, with a sort."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    one_seed = experiment.functions(two_tasks(fel=True), METHODS[method], digits)
+    one_seed = experiment.functions(two_tasks(method, fel=True), METHODS[method], digits)
     zero = jnp.int32(0)
     data = {name: jnp.asarray(getattr(digits, name)) for name in ("x_train", "y_train")}
     state = jax.eval_shape(one_seed.init, zero, data)
@@ -145,7 +148,7 @@ def test_permutations_are_drawn_before_the_steps_on_a_gpu(digits, monkeypatch, m
 @pytest.mark.slow
 @pytest.mark.parametrize("method", BASELINES)
 def test_vmap_over_seeds_gives_what_map_gives(digits, monkeypatch, method):
-    config = two_tasks(examples_per_task=200, epochs=1)
+    config = two_tasks(method, examples_per_task=200, epochs=1)
     mapped = train.run(config, METHODS[method], digits, seeds=range(2))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     batched = train.run(config, METHODS[method], digits, seeds=range(2))

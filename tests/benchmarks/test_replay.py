@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from benchmarks import experiment, tasks
+from benchmarks.layers import HEADS
 from benchmarks.methods import METHODS, replay
 from tests.benchmarks.problems import RATE, cross_entropy_grad, linear_problem, task_of, two_tasks
 
@@ -85,10 +86,10 @@ def test_er_trains_on_the_batch_and_the_replayed_examples_alike():
     np.testing.assert_allclose(loss, own.mean(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("head", ["shared", "frozen", "per_task"])
+@pytest.mark.parametrize("head", HEADS)
 def test_replayed_examples_go_through_their_own_task(digits, head):
     """Networks with FEL and heads of their own give each example its own task's output."""
-    config = two_tasks(head=head, num_tasks=3, fel=True)
+    config = two_tasks("er-ring", head=head, num_tasks=3, fel=True)
     sequence = tasks.permuted(digits, 3)
     problem = experiment.make_problem(
         config, METHODS["sgd"], sequence, digits.name, jax.random.key(1)
