@@ -177,6 +177,15 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "harness": {},
 }
 
+_RECOMMENDED_MNIST: dict[str, Any] = {
+    "head": "frozen",
+    "schedule": "cosine",
+    "learning_rate": 0.2,
+    "initial_values": "orthogonal",
+    "fel_on_input": True,
+    "columns": "signs",
+    "alpha": 0.1,
+}
 _RECOMMENDED_IMAGES: dict[str, Any] = {
     "fel_on_convs": False,
     "normalize": False,
@@ -190,8 +199,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "paper": {},
     # The best of a sweep on held-out training data: see benchmarks/results/validation.
     "recommended": {
-        "permuted": {"head": "frozen", "schedule": "cosine", "learning_rate": 0.2},
-        "rotated": {"head": "frozen", "schedule": "cosine", "learning_rate": 0.2},
+        "permuted": _RECOMMENDED_MNIST,
+        "rotated": _RECOMMENDED_MNIST,
         "split": _RECOMMENDED_IMAGES,
         "superclass": _RECOMMENDED_IMAGES,
     },

@@ -136,6 +136,16 @@ def check_choice(name: str, value: str, known: Sequence[str]) -> None:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(known)}.")
 
 
+def check_momentum(value: float) -> None:
+    """Refuses a momentum that no sum of gradients converges with.
+
+    Raises:
+      ValueError: it is not from 0 to below 1.
+    """
+    if not 0 <= value < 1:
+        raise ValueError(f"momentum is {value}; expected 0 to below 1.")
+
+
 class MethodSpec(NamedTuple):
     """An entry of `benchmarks.methods.METHODS`.
 
@@ -191,10 +201,7 @@ def loss_and_grads(
 
 def sgd_optimizer(problem: Problem) -> optax.GradientTransformation:
     """SGD at the problem's rate, with the momentum that the method's options tell, if any."""
-    momentum = problem.options.momentum
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum is {momentum}; expected 0 to below 1.")
-    return optax.sgd(problem.learning_rate, momentum or None)
+    return optax.sgd(problem.learning_rate, problem.options.momentum or None)
 
 
 def gradient_method(

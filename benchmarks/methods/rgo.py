@@ -15,6 +15,7 @@ from benchmarks.methods.base import (
     Problem,
     TrainState,
     check_choice,
+    check_momentum,
     check_positive,
     gradient_method,
     option,
@@ -58,6 +59,7 @@ class Rgo:
         check_positive("alpha", self.alpha)
         check_choice("columns", self.columns, COLUMNS)
         check_choice("curvature_classes", self.curvature_classes, CLASSES)
+        check_momentum(self.momentum)
         if self.curvature_batches is not None:
             check_positive("curvature_batches", self.curvature_batches)
 

@@ -8,6 +8,7 @@ from benchmarks.methods.base import (
     Method,
     Problem,
     TrainState,
+    check_momentum,
     gradient_method,
     option,
     sgd_optimizer,
@@ -22,9 +23,17 @@ STL_NETWORKS = NETWORKS | {"alexnet-7": "alexnet-7-narrow"}
 
 @dataclasses.dataclass(frozen=True)
 class Sgd:
-    """Options of `sgd` and `stl`."""
+    """Options of `sgd` and `stl`.
+
+    Raises:
+      ValueError: a value outside its range.
+    """
 
     momentum: float = option(0.0, "of SGD; it begins each task at zero")
+
+    def __post_init__(self) -> None:
+        """Checks them."""
+        check_momentum(self.momentum)
 
 
 def sgd(problem: Problem) -> Method:
