@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rgo_jax import _columns, _fused, _projection, _state, _tree, _warnings
+from rgo_jax import _alpha, _columns, _fused, _projection, _state, _tree, _warnings
 from rgo_jax._columns import Columns, Curvature
 
 _STACK = (
@@ -19,11 +19,6 @@ _STACK = (
 
 # How many vectors are folded in at once.
 _BLOCK_SIZE = 128
-
-_EXPECTED_ALPHA = (
-    "expected a positive, finite number. The paper's results are with 0.01; smaller protects "
-    "earlier tasks more."
-)
 
 
 def rls_update(
@@ -96,7 +91,7 @@ def rls_update(
     """
     _columns.check(columns)
     for state in _state.find_states(opt_state):
-        _alphas(alpha, state)
+        _alpha.by_path(alpha, state)
         _warn_of_layer_norm(state, columns)
     key = jax.random.key(0) if key is None else key
     return _rls_update(opt_state, grads, alpha, key, columns=columns)
@@ -107,7 +102,7 @@ def _rls_update(
     opt_state: optax.OptState, grads: optax.Updates, alpha: Any, key: jax.Array, columns: Columns
 ) -> optax.OptState:
     def update(state: _state.RgoState) -> _state.RgoState:
-        alphas = _alphas(alpha, state)
+        alphas = _alpha.by_path(alpha, state)
         found = _curvatures(state, grads, columns, key, state.num_updates)
 
         def fold(path: _tree.Path, projection: jax.Array, leaf: Curvature) -> jax.Array:
@@ -196,7 +191,7 @@ def consolidate(
     num_batches = _count_batches(batches)
     key = jax.random.key(0) if key is None else key
     states = _state.find_states(opt_state)
-    alphas = [_alphas(alpha, state) for state in states]
+    alphas = [_alpha.by_path(alpha, state) for state in states]
     for state in states:
         _warn_of_layer_norm(state, columns)
 
@@ -294,37 +289,6 @@ def _counted(state: _state.RgoState, found: Any, count: int) -> _state.RgoState:
         num_skipped=_tree.map_with_path(add, state.num_skipped, found),
         energy=_tree.map_with_path(add_energy, state.energy, found),
     )
-
-
-def _alphas(alpha: Any, state: _state.RgoState) -> dict[_tree.Path, Any]:
-    """Each leaf's alpha, checked.
-
-    Raises:
-      ValueError: as `rls_update`.
-    """
-    found = _tree.given_by_path(alpha, state.projection, (), "alpha")
-    for path, projection in _tree.leaves_by_path(state.projection).items():
-        name = _tree.path_name(path)
-        if path not in found:
-            raise ValueError(
-                f"alpha has nothing for {name!r}; expected a scalar, or a tree of scalars with one "
-                "for each parameter. It may be an array of NumPy's or JAX's, or a float."
-            )
-        value = found[path]
-        if jnp.shape(value):
-            raise ValueError(
-                f"alpha has shape {jnp.shape(value)} for {name!r}; expected a scalar for each "
-                "parameter. For one of each model's own, jax.vmap over models."
-            )
-        # A traced alpha has no value to look at; the caller who traces it has seen the number.
-        if not isinstance(value, jax.core.Tracer):
-            kept = np.asarray(value).astype(projection.dtype)
-            if not (kept > 0 and np.isfinite(kept)):
-                raise ValueError(
-                    f"alpha is {value} for {name!r}, in {projection.dtype} {kept}; "
-                    f"{_EXPECTED_ALPHA}"
-                )
-    return found
 
 
 def _warn_of_layer_norm(state: _state.RgoState, columns: Columns) -> None:

@@ -202,25 +202,52 @@ def test_stacked_layers_with_projected_by():
     chex.assert_trees_all_close(updates, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_projected_gradients_are_refused_in_consolidation():
-    x, y = jax.random.normal(jax.random.key(0), (5, 8, 6)), jnp.zeros((5, 8), jnp.int32)
+@pytest.mark.parametrize("rows", [2, 8])  # fewer and more than outputs
+@pytest.mark.parametrize("is_jitted", [False, True])
+def test_projected_gradients_are_refused_in_consolidation(rows, is_jitted):
+    """Also of a function that was traced before, whose layers are not asked again."""
+    x, y = jax.random.normal(jax.random.key(0), (5, rows, 6)), jnp.zeros((5, rows), jnp.int32)
     model = rgo_jax.linen.Dense(3)
     params = model.init(jax.random.key(0), x[0])["params"]
     state = rgo_jax.rgo(0.1, projected=True).init(params)
 
-    def grad_fn(batch, **collections):
+    def grad_fn(batch, collections):
         def output(params):
             logits = model.apply({"params": params} | collections, batch[0])
             return rgo_jax.curvature_output(logits, batch[1])
 
         return jax.grad(output)(params)
 
-    handed = rgo_jax.linen.projections(state)
-    with pytest.raises(ValueError, match="handed its projection inside consolidate"):
-        rgo_jax.consolidate(state, lambda batch: grad_fn(batch, projections=handed), (x, y))
-    folded = rgo_jax.consolidate(state, grad_fn, (x, y))  # and after the error it works again
+    grad_fn = jax.jit(grad_fn) if is_jitted else grad_fn
+    handed = {"projections": rgo_jax.linen.projections(state)}
+    grad_fn((x[0], y[0]), handed)
+    with pytest.raises(ValueError, match=r"grad_fn yields projected gradients.*Leave them out"):
+        rgo_jax.consolidate(state, lambda batch: grad_fn(batch, handed), (x, y))
+    folded = rgo_jax.consolidate(state, lambda batch: grad_fn(batch, {}), (x, y))
     assert float(jnp.trace(folded[0].projection["kernel"])) < 6
-    grad_fn((x[0], y[0]), projections=handed)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 9])
+def test_complex_inputs_of_real_kernels(rows):
+    """Spectra: the gradient of a real kernel is the real part, projected."""
+    x = jax.random.normal(jax.random.key(0), (rows, 6)) + 1j * jax.random.normal(
+        jax.random.key(1), (rows, 6)
+    )
+    plain, projecting = nn.Dense(8), rgo_jax.linen.Dense(8)
+    params = plain.init(jax.random.key(2), x)["params"]
+    tx = rgo_jax.scale_by_rgo(normalize=False)
+    state = rgo_jax.rls_update(tx.init(params), jax.tree.map(lambda p: p + 1, params))
+
+    def grads(model, **collections):
+        def loss(params):
+            y = model.apply({"params": params, **collections}, x)
+            return jnp.mean(jnp.abs(y - (1 + 2j)) ** 2)
+
+        return jax.grad(loss)(params)
+
+    expected, _ = tx.update(grads(plain), state)
+    handed = rgo_jax.linen.projections(state)
+    chex.assert_trees_all_close(grads(projecting, projections=handed), expected, atol=1e-5)
 
 
 def test_captured_intermediates_are_the_outputs():
