@@ -324,6 +324,8 @@ def _jobs(
             origin,
             arguments.checkpoint_every,
         )
+        if any(job.path == other.path for other in jobs):
+            continue  # Its change is what the preset has.
         job.check()
         if job.checkpoints().exists() and not arguments.resume:
             raise ValueError(

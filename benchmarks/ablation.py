@@ -90,8 +90,12 @@ def markdown(results: Sequence[Result]) -> str:
     rows = []
     for change in CHANGES:
         cells = [
-            _cell(found.get((*column, change.label)), found.get((*column, whole)))
-            for column in columns
+            _cell(
+                found.get((benchmark, method, change.label)),
+                found.get((benchmark, method, whole)),
+                _applies(change, benchmark, METHODS[method].fel),
+            )
+            for benchmark, method in columns
         ]
         rows.append([change.label, *cells])
     theirs = ["*the paper*"]
@@ -103,9 +107,9 @@ def markdown(results: Sequence[Result]) -> str:
     return "\n".join([_INTRODUCTION, *markup.table(header, [theirs, *rows])]) + "\n"
 
 
-def _cell(result: Result | None, whole: Result | None) -> str:
+def _cell(result: Result | None, whole: Result | None, is_due: bool) -> str:
     if result is None:
-        return "-"
+        return "not yet run" if is_due else "-"
     text = f"{markup.mean_and_spread(result.acc)} / {markup.mean_and_spread(result.bwt)}"
     if whole is None or whole is result:
         return text

@@ -23,3 +23,22 @@ python -m benchmarks ablation "${mnist[@]}" --seeds 2 "${out[@]}"
 python -m benchmarks permuted-digits rotated-digits --methods rgo,rgo-2,sgd,stl "${out[@]}"
 python -m benchmarks report benchmarks/results
 python -m benchmarks.perf --out benchmarks/results/perf-cpu.md
+
+# What the preset "recommended" was chosen on: held-out training images, never the test images.
+validation=(--methods rgo --seeds 2 --preset recommended --validation)
+validation+=(--out benchmarks/results/validation)
+python -m benchmarks "${mnist[@]}" "${validation[@]}"
+python -m benchmarks "${mnist[@]}" --alpha 0.03 "${validation[@]}"
+python -m benchmarks permuted-mnist --alpha 0.01 "${validation[@]}"
+python -m benchmarks permuted-mnist --no-protect-biases "${validation[@]}"
+python -m benchmarks permuted-mnist --no-protect-biases --columns mean --alpha 0.0015 \
+  "${validation[@]}"
+python -m benchmarks rotated-mnist --learning-rate 0.3 "${validation[@]}"
+python -m benchmarks rotated-mnist --columns mean --alpha 0.3 "${validation[@]}"
+uniform=(--initial-values uniform --columns mean)
+python -m benchmarks "${mnist[@]}" "${uniform[@]}" --alpha 0.3 "${validation[@]}"
+for alpha in 0.01 0.03; do
+  python -m benchmarks "${mnist[@]}" "${uniform[@]}" --no-fel-on-input --alpha "$alpha" \
+    "${validation[@]}"
+done
+python -m benchmarks report benchmarks/results/validation
