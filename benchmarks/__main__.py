@@ -296,7 +296,7 @@ def _jobs(
       ValueError: a run is not possible, there is an interrupted one, or its result would replace
         one of other data.
     """
-    jobs = []
+    jobs: list[Job] = []
     whole: data.Dataset | None = None
     for method, changes in cases:
         configured = partial(

@@ -212,7 +212,6 @@ def load(path: Path) -> Result:
         content["losses"] = np.array(content["losses"], float)
         content["config"] = presets.DEFAULTS | content["config"]
         presets.Config(**content["config"])  # raises where a field lacks or is unknown
-        METHODS[content["method"]].options(**content["config"]["options"])
         for what, name, known in (
             ("method", content["method"], METHODS),
             ("preset", content["preset"], presets.PRESETS),
@@ -220,6 +219,7 @@ def load(path: Path) -> Result:
         ):
             if name not in known:
                 raise ValueError(f"unknown {what} {name!r}")
+        METHODS[content["method"]].options(**content["config"]["options"])
         if content.get("train") is not None:
             content["train"] = np.array(content["train"], float)
         return Result(**content)

@@ -37,7 +37,8 @@ def by_path(alpha: Any, state: _state.RgoState) -> dict[_tree.Path, Any]:
             )
         # A traced alpha has no value to look at; the caller who traces it has seen the number.
         if not isinstance(value, jax.core.Tracer):
-            kept = np.asarray(value).astype(projection.dtype)
+            with np.errstate(over="ignore"):
+                kept = np.asarray(value).astype(projection.dtype)
             if not (kept > 0 and np.isfinite(kept)):
                 raise ValueError(
                     f"alpha is {value} for {name!r}, in {projection.dtype} {kept}; {_EXPECTED}"

@@ -150,11 +150,10 @@ def test_equal_columns_give_the_mean_and_each_alike():
 @pytest.mark.parametrize("columns", COLUMNS)
 def test_consolidate_is_the_sequence_of_updates(columns):
     """With one key over two tasks, the second of which goes on where the first has stopped."""
-    first, second, key = gradients(2, 3), gradients(3, 2), jax.random.key(7)
+    first, second = gradients(2, 3), gradients(3, 2)
+    options = {"columns": columns, "key": jax.random.key(7)}
     folds = [
-        fold(
-            fold(TX.init(PARAMS), first, columns=columns, key=key), second, columns=columns, key=key
-        )
+        fold(fold(TX.init(PARAMS), first, **options), second, **options)
         for fold in (one_by_one, together)
     ]
     single, block = (state[0] for state in folds)

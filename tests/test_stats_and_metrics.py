@@ -69,7 +69,7 @@ def test_coverage(columns):
 
 
 def test_energy_against_float64():
-    """Of the vectors exactly, for any columns; of the columns without bias where it is estimated."""
+    """Of the vectors exactly; of the columns without bias where it is estimated."""
     matrix = 0.3 + np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
     whole = np.sum(matrix.astype(np.float64) ** 2) / 6
     state = rgo_jax.scale_by_rgo().init(jnp.zeros((4, 6)))

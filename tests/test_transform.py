@@ -309,7 +309,9 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"batches has leaves.*num_batches"):
             rgo_jax.consolidate(state, lambda g: jnp.zeros(3), batches)
 
-    def test_block_size_below_one(self):
+    @pytest.mark.parametrize("block_size", [0, -1, 1.5, None])
+    def test_block_size_that_is_none(self, block_size):
         state = rgo_jax.rgo(0.1).init(jnp.zeros(3))
-        with pytest.raises(ValueError, match="block_size is 0; expected 1 or more"):
-            rgo_jax.consolidate(state, lambda g: g, jnp.ones((2, 3)), block_size=0)
+        match = f"block_size is {block_size}; expected an integer, 1 or more"
+        with pytest.raises(ValueError, match=match):
+            rgo_jax.consolidate(state, lambda g: g, jnp.ones((2, 3)), block_size=block_size)

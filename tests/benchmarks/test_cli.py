@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from benchmarks import __main__ as cli
 from benchmarks import files, jobs, presets, report, results
 from benchmarks.methods import METHODS
 
-QUICK = ["--num-tasks", "2", "--examples-per-task", "200", "--epochs", "1", "--seeds", "2"]
+QUICK = ["--num-tasks", "2", "--examples-per-task", "200", "--epochs", "4", "--seeds", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +25,8 @@ def folder(tmp_path_factory):
 def test_writes_json_and_figure(folder, capsys):
     below = sorted(p.name for p in (folder / "permuted-digits").iterdir())
     assert [name for name in below if name.endswith(".json")] == [
-        "rgo_epochs=1_examples_per_task=200_num_tasks=2_seeds=2.json",
-        "stl_epochs=1_examples_per_task=200_num_tasks=2_seeds=2.json",
+        "rgo_epochs=4_examples_per_task=200_num_tasks=2_seeds=2.json",
+        "stl_epochs=4_examples_per_task=200_num_tasks=2_seeds=2.json",
     ]
     assert {"accuracy.png", "accuracy.svg"} < set(below)
     assert (folder / "permuted-digits" / "accuracy.png").read_bytes()[:4] == b"\x89PNG"
@@ -77,28 +78,30 @@ def test_only_seeds_of_one_experiment_are_put_together(folder):
     for other in (
         rgo,  # the same seeds once more
         stl._replace(seeds=[2, 3]),
-        later._replace(config=rgo.config | {"alpha": 2.0}),
+        later._replace(config=rgo.config | {"options": rgo.config["options"] | {"alpha": 2.0}}),
         later._replace(data="other examples"),
     ):
         assert len(results.merged([rgo, other])) == 2
 
 
 def test_results_of_an_earlier_version_are_taken_for_what_they_are(folder, tmp_path):
+    """Baselines', whose setting is what all methods had before there was a choice."""
     rgo, _ = results.load_all(folder)
-    earlier = {"normalize": True, "fel_on_convs": True, "fel": None}
-    assert earlier.items() <= rgo.config.items()
-    shortened = {k: v for k, v in rgo.config.items() if k not in earlier}
-    path = results.save(rgo._replace(config=shortened, data=None, seeds=[2, 3]), tmp_path)
+    config = presets.config("permuted-digits", method=METHODS["gpm"])
+    gpm = rgo._replace(method="gpm", changes={}, config=dataclasses.asdict(config))
+    earlier = {k: v for k, v in gpm.config.items() if k not in presets.DEFAULTS}
+    assert len(earlier) == 11
+    path = results.save(gpm._replace(config=earlier, data=None, seeds=[2, 3]), tmp_path)
     # What a kill in the middle of writing leaves behind.
-    (path.parent / ".rgo.4242.json").write_text("{")
+    (path.parent / ".gpm.4242.json").write_text("{")
     (old,) = results.load_all(tmp_path)
-    assert old.config == rgo.config
-    assert [found.seeds for found in results.merged([rgo, old])] == [[0, 1, 2, 3]]
+    assert old.config == gpm.config
+    assert [found.seeds for found in results.merged([gpm, old])] == [[0, 1, 2, 3]]
     # Of unknown data, it brings none of different data together.
     parts = [
         old._replace(seeds=[0, 1]),
-        rgo._replace(seeds=[2, 3]),
-        rgo._replace(data="other examples", seeds=[4, 5]),
+        gpm._replace(seeds=[2, 3]),
+        gpm._replace(data="other examples", seeds=[4, 5]),
     ]
     assert [found.seeds for found in results.merged(parts)] == [[0, 1, 2, 3], [4, 5]]
 
@@ -118,21 +121,74 @@ def test_switches_are_told_by_the_results(tmp_path):
     assert cli.main([*argv, *switches]) == 0
     (result,) = results.load_all(tmp_path)
     assert result.changes["label_smoothing"] == result.config["label_smoothing"] == 0.1
-    for name in ("normalize", "fel_on_convs"):
-        assert result.changes[name] is result.config[name] is False
+    assert result.changes["fel_on_convs"] is result.config["fel_on_convs"] is False
+    assert result.changes["normalize"] is result.config["options"]["normalize"] is False
 
 
-def test_a_methods_own_learning_rate_stands_until_the_user_gives_one(tmp_path, monkeypatch):
+@pytest.fixture
+def jobs_run(folder, monkeypatch):
+    """Runs nothing; the jobs that would have been."""
+    found = []
+
+    def run(job, *args):
+        found.append(job)
+        return results.load_all(folder)[0]._replace(method=job.method, config=job.description)
+
+    monkeypatch.setattr(cli.Job, "run", run)
+    return found
+
+
+def test_options_are_those_of_the_methods_that_have_them(jobs_run, tmp_path):
+    """The others run as they are, and are told so."""
+    argv = ["permuted-digits", "--methods", "rgo,sgd,gpm", "--alpha", "1", "--seeds", "2"]
+    assert cli.main([*argv, "--momentum", "0.5", "--out", str(tmp_path)]) == 0
+    assert [job.changes for job in jobs_run] == [
+        {"alpha": 1.0, "momentum": 0.5}, {"momentum": 0.5}, {},
+    ]  # fmt: skip
+    plain = presets.config("permuted-digits").options
+    assert [job.config.options for job in jobs_run] == [
+        plain | {"alpha": 1.0, "momentum": 0.5}, {"momentum": 0.5}, {},
+    ]  # fmt: skip
+    assert [job.path.name for job in jobs_run] == [
+        "rgo_alpha=1.0_momentum=0.5_seeds=2.json", "sgd_momentum=0.5_seeds=2.json",
+        "gpm_seeds=2.json",
+    ]  # fmt: skip
+
+
+def test_what_is_given_as_the_preset_has_it_is_no_change(jobs_run, tmp_path):
+    given = ["--alpha", "0.01", "--initial-values", "uniform", "--curvature-classes", "present"]
+    given += ["--no-fel-on-input", "--protect-biases", "--no-online", "--seeds", "1"]
+    argv = ["permuted-digits", "--methods", "rgo,gpm", *given, "--out", str(tmp_path)]
+    assert cli.main(argv) == 0
+    # It is a change of what has another preset.
+    assert [job.changes for job in jobs_run] == [
+        {}, {"initial_values": "uniform", "fel_on_input": False},
+    ]  # fmt: skip
+    assert jobs_run[0].path.name == "rgo_seeds=1.json"
+
+
+def test_training_images_are_the_first(jobs_run, tmp_path, digits):
+    argv = ["permuted-digits", "--methods", "rgo,sgd", "--training-images", "500", "--seeds", "1"]
+    assert cli.main([*argv, "--out", str(tmp_path)]) == 0
+    for job in jobs_run:
+        np.testing.assert_array_equal(job.dataset.x_train, digits.x_train[:500])
+        assert job.changes == {"training_images": 500}
+        assert job.config.examples_per_task == 500  # no more than there are
+
+
+def test_a_methods_own_learning_rate_stands_until_the_user_gives_one(
+    jobs_run, tmp_path, monkeypatch
+):
     own = METHODS["sgd"]._replace(learning_rates={"digits": 0.05})
     monkeypatch.setitem(METHODS, "sgd", own)
-    argv = ["permuted-digits", *QUICK[:-1], "1", "--out", str(tmp_path)]
+    argv = ["permuted-digits", "--out", str(tmp_path)]
     assert cli.main([*argv, "--methods", "sgd,stl"]) == 0
-    sgd, stl = results.load_all(tmp_path)
-    assert (sgd.config["learning_rate"], stl.config["learning_rate"]) == (0.05, 0.1)
-    assert "learning_rate" not in sgd.changes
     assert cli.main([*argv, "--methods", "sgd", "--learning-rate", "0.1"]) == 0
-    (given,) = [found for found in results.load_all(tmp_path) if "learning_rate" in found.changes]
-    assert given.config["learning_rate"] == 0.1
+    sgd, stl, given = jobs_run
+    assert (sgd.config.learning_rate, stl.config.learning_rate) == (0.05, 0.1)
+    assert sgd.changes == {}
+    assert given.config.learning_rate == 0.1
+    assert given.changes == {"learning_rate": 0.1}
 
 
 def test_results_round_trip(folder, tmp_path):
@@ -175,6 +231,7 @@ def test_a_failed_write_leaves_the_old_results_whole(folder, tmp_path, monkeypat
         ({"preset": "old"}, "unknown preset 'old'"),
         ({"head": "old"}, "unknown head 'old'"),
         ({"unheard-of": 1}, "unheard-of"),
+        ({"options": {"unheard-of": 1}}, "unheard-of"),
     ],
 )
 def test_results_of_what_is_unknown_are_refused(folder, tmp_path, change, match):
@@ -240,7 +297,14 @@ def test_report_sets_the_papers_numbers_beside_ours():
         (["--seeds", "0"], "--seeds is '0'; expected how many, 1 or more"),
         (["--seeds", "3-1"], "--seeds is '3-1'; expected how many, 1 or more, or the first and"),
         (["--seeds", "1.5"], "--seeds is '1.5'; expected"),
-        (["--head", "x"], "Unknown head 'x'; expected one of shared, frozen, per_task"),
+        (["--head", "x"], "Unknown head 'x'; expected one of shared, frozen, per_task, masked"),
+        (["--columns", "x"], "columns is 'x'; expected one of mean, sum, signs, each"),
+        (["--methods", "gpm,rgo", "--alpha", "0"], "alpha is 0.0; expected a finite number above 0"),
+        (["--methods", "gpm,sgd", "--momentum", "1"], "momentum is 1.0; expected 0 to below 1"),
+        (
+            ["split-digits", "--network", "vgg-11", "--conv-biases", "--biases", "input"],
+            "convolutions have biases. Add --no-conv-biases.",
+        ),
         (["--network", "lenet-5"], "takes images [height, width, channels], but examples of these"),
         (
             ["split-digits", "--network", "vgg-11"],
@@ -271,7 +335,7 @@ def test_all_benchmarks_are_checked_before_the_first_runs(tmp_path, capsys):
 def test_own_data(tmp_path, capsys):
     rng = np.random.default_rng(0)
     y = {"train": rng.integers(0, 4, 400), "test": rng.integers(0, 4, 100)}
-    prototypes = rng.integers(0, 256, (4, 6, 5))
+    prototypes = rng.integers(0, 256, (4, 8, 7))
     np.savez(
         tmp_path / "mine.npz",
         **{f"x_{s}": prototypes[y[s]].astype(np.uint8) for s in y},

@@ -82,6 +82,18 @@ def test_validation_holds_out_training_data():
     np.testing.assert_array_equal(held_out.y_test, dataset.y_train[10:])
 
 
+def test_the_first_training_images():
+    dataset = data.Dataset("d", **arrays())
+    few = dataset.first(6)
+    np.testing.assert_array_equal(few.x_train, dataset.x_train[:6])
+    np.testing.assert_array_equal(few.y_train, dataset.y_train[:6])
+    np.testing.assert_array_equal(few.x_test, dataset.x_test)
+    assert few.fingerprint() != dataset.fingerprint()
+    for whole in (dataset.first(None), dataset.first(99)):
+        assert whole.fingerprint() == dataset.fingerprint()
+    np.testing.assert_array_equal(few.validation().x_test, dataset.x_train[5:6])
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [

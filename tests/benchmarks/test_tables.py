@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import ablation, figures, paper, presets, report, results, tables
+from benchmarks import figures, heads, paper, presets, report, results, tables
 from benchmarks.methods import METHODS
 from benchmarks.networks import ARCHITECTURES
 from benchmarks.presets import BENCHMARKS
@@ -13,8 +13,7 @@ from benchmarks.presets import BENCHMARKS
 
 def made(method, acc, benchmark="split-cifar100", preset="paper", seeds=3, train=None, **changes):
     """A result of two tasks; with each seed ACC is one percent more."""
-    common = presets.config(benchmark, network="lenet-5", epochs=20, head="per_task")
-    config = dataclasses.asdict(common) | changes
+    config = dataclasses.asdict(presets.config(benchmark, method=METHODS[method], **changes))
     r = np.full((seeds, 2, 2), acc / 100) + np.arange(seeds)[:, None, None] / 100
     return results.Result(
         benchmark=benchmark,
@@ -47,10 +46,16 @@ def test_what_the_paper_has_and_we_have_not_is_told():
     text = tables.papers_tables([])
     assert "+" not in text.split("## Table")[1]  # no difference anywhere
     for row in rows(section(text, "Table 1"), "RGO"):
-        assert row[5] == "not yet run"
+        assert row[2:7] == ["RGO", "authors", "paper", row[5], "not yet run"]
     assert len(rows(section(text, "Table 1"), "RGO")) == 4
-    assert len(rows(section(text, "Table 3"), "STL")) == 8
-    assert len(rows(section(text, "Table 2"), "RGO", "not yet run")) == 2
+    assert len(rows(section(text, "Table 1"), "GPM", "harness")) == 3
+    assert len(rows(section(text, "Table 2"), "RGO", "lenet-5-no-pool", "not yet run")) == 2
+    # Once each, with the networks that the authors trained them with.
+    stl = rows(section(text, "Table 3"), "STL", "authors")
+    assert [row[1] for row in stl] == [
+        "lenet-5-no-pool", "alexnet-6", "vgg-11", "vgg-13",
+        "alexnet-7-narrow", "vgg-11", "vgg-13", "resnet-18-batch-norm",
+    ]  # fmt: skip
 
 
 def test_memory_of_rgo_is_the_same_for_any_number_of_tasks():
@@ -73,7 +78,7 @@ def test_memory_of_rgo_is_the_same_for_any_number_of_tasks():
 def test_ours_stands_beside_the_papers():
     (row,) = rows(section(tables.papers_tables(RESULTS), "Table 3"), "RGO", "lenet-5")
     assert row == [
-        "split-cifar100", "lenet-5", "RGO", "paper", "81.03", "81.00 ± 1.00", "-0.03",
+        "split-cifar100", "lenet-5", "RGO", "authors", "paper", "81.03", "81.00 ± 1.00", "-0.03",
         "-0.99", "0.00 ± 0.00", "**+0.99**", "95.00 ± 0.00", "14.00 ± 1.00", "3", "d", "1.5",
     ]  # fmt: skip
 
@@ -82,24 +87,53 @@ def test_methods_and_presets_that_the_paper_lacks_have_rows_of_their_own():
     text = tables.papers_tables([*RESULTS, made("rgo", 85, preset="recommended")])
     table_3 = section(text, "Table 3")
     (row,) = rows(table_3, "SGD")
-    assert (row[4], row[5]) == ("-", "51.00 ± 1.00")
+    assert row[1] == "lenet-5-no-pool"
+    assert (row[5], row[6]) == ("-", "51.00 ± 1.00")
     (row,) = rows(table_3, "RGO", "recommended")
-    assert row[4:7] == ["81.03", "86.00 ± 1.00", "**+4.97**"]
+    assert row[5:8] == ["81.03", "86.00 ± 1.00", "**+4.97**"]
+
+
+def test_stl_with_the_authors_network_stands_beside_the_papers_and_with_rgos_beside_nothing():
+    both = [made("stl", 75), made("stl", 77, network="lenet-5")]
+    own, ours = rows(section(tables.papers_tables(both), "Table 3"), "STL", "split-cifar100")[:2]
+    assert own[1:8] == [
+        "lenet-5-no-pool", "STL", "authors", "paper", "75.01", "76.00 ± 1.00", "+0.99",
+    ]  # fmt: skip
+    assert ours[1:8] == ["lenet-5", "STL", "authors", "paper", "-", "78.00 ± 1.00", "-"]
+    assert paper.numbers(both[0].setting, "stl") == (75.01, None)
+    assert paper.numbers(both[1].setting, "stl") == (None, None)
+    assert paper.numbers(both[1].setting, "rgo") == (81.03, -0.99)
+    # No BWT of a model per task.
+    assert own[8:11] == ours[8:11] == ["-", "-", "-"]
 
 
 def test_gain_over_a_model_per_task():
     few = [made("rgo", 80, seeds=5), made("stl", 75)]
     # Against the same seeds; there are five of RGO and three of STL.
     (row,) = rows(section(tables.papers_tables(few), "Table 2"), "RGO", "split-cifar100")
-    assert row[3:7] == ["+6.02", "+5.00 ± 0.00", "**-1.02**", "3"]
+    assert row[1:8] == [
+        "lenet-5-no-pool", "RGO", "paper", "+6.02", "+5.00 ± 0.00", "**-1.02**", "3",
+    ]  # fmt: skip
     others = [made("rgo", 80), made("stl", 75)._replace(seeds=[3, 4, 5])]
     (row,) = rows(section(tables.papers_tables(others), "Table 2"), "RGO", "split-cifar100")
-    assert row[3:5] == ["+6.02", "not yet run"]
+    assert row[4:6] == ["+6.02", "not yet run"]
     text = section(tables.papers_tables(RESULTS), "Table 2")
     (row,) = rows(text, "RGO", "split-cifar100")
-    assert row[3:7] == ["+6.02", "+5.00 ± 0.00", "**-1.02**", "3"]
-    (row,) = rows(text, "SGD")
-    assert row[4] == "-25.00 ± 0.00"
+    assert row[4:8] == ["+6.02", "+5.00 ± 0.00", "**-1.02**", "3"]
+
+
+def test_gain_over_a_model_per_task_with_the_same_network_has_no_number_of_the_papers():
+    found = [*RESULTS, made("stl", 78, network="lenet-5")]
+    text = section(tables.papers_tables(found), "Table 2")
+    theirs, ours = rows(text, "RGO", "split-cifar100")
+    assert theirs[1:7] == [
+        "lenet-5-no-pool", "RGO", "paper", "+6.02", "+5.00 ± 0.00", "**-1.02**",
+    ]  # fmt: skip
+    assert ours[1:7] == ["lenet-5", "RGO", "paper", "-", "+2.00 ± 0.00", "-"]
+    # Of another method there is no number either, and it is in the table with RGO's network.
+    found = [made("sgd", 50, network="lenet-5"), *RESULTS]
+    (row,) = rows(section(tables.papers_tables(found), "Table 2"), "SGD")
+    assert row[1:7] == ["lenet-5-no-pool", "SGD", "paper", "-", "-25.00 ± 0.00", "-"]
 
 
 def test_gain_names_the_devices_of_both():
@@ -120,7 +154,6 @@ def test_figure_1_has_the_result_of_table_1(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(figures, "_save", lambda fig, path: None)
     whole = made("rgo", 90, benchmark="permuted-mnist", seeds=5)
-    whole = whole._replace(config=whole.config | {"network": "mlp", "epochs": 1})
     figures.figure_1([whole, whole._replace(seeds=[3], r=whole.r[3:4])], tmp_path / "figure-1")
     assert drawn == [whole]
 
@@ -129,16 +162,16 @@ def test_gain_of_a_preset_over_a_model_per_task_trained_alike():
     def recommended(method, acc, **config):
         return made(method, acc, preset="recommended", **config)._replace(changes={})
 
-    def gain(*results):
-        (row,) = rows(section(tables.papers_tables(results), "Table 2"), "RGO", "recommended")
-        return row[4]
+    def gains(*results):
+        text = section(tables.papers_tables(results), "Table 2")
+        return [row[5] for row in rows(text, "RGO", "recommended")]
 
     decayed, alone = recommended("rgo", 85, schedule="cosine", alpha=0.1), RESULTS[1]
-    assert gain(decayed, alone) == "not yet run"  # that one had another schedule
-    assert gain(decayed, alone, recommended("stl", 78, schedule="cosine")) == "+7.00 ± 0.00"
-    assert gain(recommended("rgo", 85, label_smoothing=0.1), alone) == "not yet run"
+    assert gains(decayed, alone) == []  # that one had another schedule
+    assert gains(decayed, alone, recommended("stl", 78, schedule="cosine")) == ["+7.00 ± 0.00"]
+    assert gains(recommended("rgo", 85, label_smoothing=0.1), alone) == []
     # What a preset changes of RGO only does not matter to a model per task.
-    assert gain(recommended("rgo", 85, alpha=0.1), alone) == "+10.00 ± 0.00"
+    assert gains(recommended("rgo", 85, alpha=0.1), alone) == ["+10.00 ± 0.00"]
 
 
 @pytest.mark.parametrize("change", [{"head": "shared"}, {"num_tasks": 5}, {"fel": True}])
@@ -151,13 +184,15 @@ def test_other_settings_have_no_place(change):
 def test_network_and_epochs_find_their_row():
     other = made("rgo", 70, network="resnet-18", epochs=8)
     (row,) = rows(section(tables.papers_tables([other]), "Table 1"), "RGO", "resnet-18", "73.18")
-    assert row[5] == "71.00 ± 1.00"
+    assert row[6] == "71.00 ± 1.00"
 
 
 def test_many_variants_can_be_told_apart_in_a_figure(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(figures, "_save", lambda fig, path: drawn.append(fig))
-    variants = [made("rgo", acc, alpha=acc, schedule="cosine", validation=True) for acc in range(9)]
+    variants = [
+        made("rgo", acc, alpha=acc, schedule="cosine", validation=True) for acc in range(1, 10)
+    ]
     figures.accuracy("split-cifar100", variants, tmp_path / "accuracy")
     (fig,) = drawn
     (axes,) = fig.axes
@@ -172,10 +207,17 @@ def test_many_variants_can_be_told_apart_in_a_figure(tmp_path, monkeypatch):
 def test_networks_and_their_projections():
     text = section(tables.papers_tables([]), "The networks")
     (row,) = rows(text, "lenet-5")
-    assert row == ["lenet-5", "32 x 32 x 3", "3,037,970", "11.6", "45.9"]
-    # By hand: P of each kernel and bias, and none of the heads.
-    sides = (75, 20, 500, 50, 3200, 800, 800, 500)
-    assert f"{sum(d * d for d in sides) * 4 / 2**20:.1f}" == "45.9"
+    # By hand: all layers, and 20 heads of 5 classes; P of each kernel and bias, and of no head.
+    layers = [(75, 20), (500, 50), (2450, 800), (800, 500)]
+    parameters = sum(d * m for d, m in layers) + 800 + 500 + 20 * (500 * 5 + 5)
+    sides = [d for d, _ in layers] + [800, 500]
+    assert row == [
+        "lenet-5",
+        "32 x 32 x 3",
+        f"{parameters:,}",
+        f"{parameters * 4 / 2**20:.1f}",
+        f"{sum(d * d for d in sides) * 4 / 2**20:.1f}",
+    ]
     assert [line.split("|")[1].strip() for line in text.splitlines() if "32 x 32" in line] == [
         name for name, network in ARCHITECTURES.items() if network.input_shape == (32, 32, 3)
     ]
@@ -216,12 +258,12 @@ def test_every_difference_from_the_paper_has_a_note():
         for result in literal
         for ours, theirs in zip(
             (result.acc, result.bwt),
-            paper.numbers(result.benchmark, result.method, result.config),
+            paper.numbers(result.setting, result.method),
             strict=True,
         )
         if tables.is_far(ours, theirs)
     ]
-    assert ("split-cifar100", "RGO") in far  # of seeds that lie in several files
+    assert ("permuted-mnist", "EWC") in far
     assert set(far) <= noted, f"{folder / 'NOTES.md'} has no section for {set(far) - noted}"
 
 
@@ -263,15 +305,16 @@ def test_report_writes_tables_and_figure_1_where_there_is_a_row(tmp_path):
 def test_rgo_2_is_rgo_without_fel_and_others_are_with_it_on_demand():
     found = [
         made("rgo", 80, "permuted-mnist", head="shared"),
+        made("rgo", 85, "permuted-mnist", head="masked"),  # not a matter of this table
         made("rgo-2", 70, "permuted-mnist", head="shared"),
         made("gpm", 60, "permuted-mnist", head="shared"),
         made("gpm", 20, "permuted-mnist", head="shared", seeds=2),  # fewer seeds
         made("gpm", 65, "permuted-mnist", head="shared", fel=True),
         made("gpm", 66, "permuted-mnist", head="per_task", fel=True),
-        made("gpm", 30, "permuted-mnist", head="shared", alpha=2.0),  # not a matter of this table
+        made("gpm", 30, "permuted-mnist", head="shared", epochs=2),
         made("sgd", 40, "permuted-mnist", head="shared"),  # nothing to compare with
     ]
-    text = ablation.markdown(found)
+    text = heads.markdown(found)
     (header,) = rows(text, "method")
     assert header[2:] == ["shared", "shared, FEL", "per_task", "per_task, FEL"]
     (rgo,) = rows(text, "RGO")
@@ -281,4 +324,4 @@ def test_rgo_2_is_rgo_without_fel_and_others_are_with_it_on_demand():
     assert gpm[2].endswith(" / 0.00")
     assert not rows(text, "RGO-2")
     assert not rows(text, "SGD")
-    assert ablation.markdown(found[-2:]) == ""
+    assert heads.markdown(found[-2:]) == ""

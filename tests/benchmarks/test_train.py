@@ -28,9 +28,9 @@ BASELINES = [name for name in METHODS if name not in ("rgo", "rgo-2", "sgd", "st
 )
 @pytest.mark.parametrize("head", HEADS)
 def test_every_method_runs_under_every_head_policy(digits, method, head):
-    # LOS trains a third of the last units in each task, and OWM while training projects across the
-    # task at hand too: both need longer.
-    slow = method in ("los", "owm-online")
+    # LOS trains a third of the last units in each task, OWM while training projects across the task
+    # at hand too, and the authors' initial values are smaller: all need longer.
+    slow = method in ("los", "owm-online") or METHODS[method].setting == "authors"
     config = small(method, head=head, epochs=8 if slow else 2)
     run = train.run(config, METHODS[method], digits, seeds=range(2))
     assert run.r.shape == (2, 3, 3)
@@ -117,7 +117,6 @@ def test_rgo_remembers_what_sgd_forgets(digits):
     assert abs(acc["rgo"] - acc["stl"]) < 0.05
 
 
-
 def test_smoothed_labels_by_hand():
     logits, labels = np.array([[2.0, -1.0, 0.5, 0.0]]), np.array([2])
     log_softmax = logits - np.log(np.sum(np.exp(logits)))
@@ -138,7 +137,6 @@ def test_with_smoothed_labels_a_network_stays_less_sure(digits):
     assert (sure < 1.2).all()
     assert (smoothed > 1.44).all()
     assert (np.diagonal(runs[1].r[0]) > 0.5).all()
-
 
 
 def test_sizes_that_do_not_fit(digits):
