@@ -308,7 +308,7 @@ def _jobs(
         dataset = experiment.data_of(config, whole)
         if arguments.examples_per_task is None:
             config = experiment.fitted(config, dataset)
-        experiment.check(config, dataset)
+        experiment.check(config, METHODS[method], dataset)
         differing = {
             field: value
             for field, value in changes.items()

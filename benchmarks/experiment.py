@@ -156,11 +156,6 @@ def make_problem(
 ) -> Problem:
     """What a method is given for one seed: the network and the settings."""
     batch_norm = ARCHITECTURES[config.network].batch_norm
-    if batch_norm and not spec.batch_norm:
-        raise ValueError(
-            f"Network {config.network!r} has batch normalisation, whose averages {spec.label} does "
-            "not keep. Choose --network resnet-18."
-        )
     network: Any = ARCHITECTURES[config.network].build(
         num_classes=sequence.num_classes,
         num_tasks=config.num_tasks,
@@ -198,7 +193,8 @@ def make_problem(
         return jnp.asarray(network.apply(variables, x, task_id, mutable="batch_stats")[0])
 
     def update_statistics(statistics: Any, params: Any, x: jax.Array, task_id: jax.Array) -> Any:
-        variables = {"params": freeze(params, task_id), "batch_stats": statistics}
+        variables = {"params": freeze(params, task_id), "encodings": encodings}
+        variables["batch_stats"] = statistics
         _, updated = network.apply(variables, x, task_id, mutable="batch_stats")
         return updated["batch_stats"]
 
@@ -274,12 +270,17 @@ def fitted(config: Config, dataset: Dataset) -> Config:
     return dataclasses.replace(config, examples_per_task=examples)
 
 
-def check(config: Config, dataset: Dataset) -> None:
+def check(config: Config, spec: MethodSpec, dataset: Dataset) -> None:
     """Finds out whether a run is possible, before it begins.
 
     Raises:
-      ValueError: the dataset does not suit the configuration.
+      ValueError: the dataset or the method does not suit the configuration.
     """
+    if ARCHITECTURES[config.network].batch_norm and not spec.batch_norm:
+        raise ValueError(
+            f"Network {config.network!r} has batch normalisation, whose averages {spec.label} does "
+            "not keep. Choose --network resnet-18."
+        )
     sequence = sequence_of(config, dataset)
     check_input(config.network, sequence.input_shape)
     if config.examples_per_task > sequence.smallest:

@@ -80,8 +80,10 @@ def los(problem: Problem, hyper: Los | None = None) -> Method:
         params = problem.init(params_key)
         if hyper.stiefel:
             params = _orthogonal(params, kernels_key)
-        # The head's largest array is its kernel, [features, classes] for each head.
-        width = max(jax.tree.leaves(params["head"]), key=jnp.size).shape[-2]
+        # The head's largest array is its kernel, [features, classes] for each head; without a bias
+        # beside it, that is its last row.
+        of_head = jax.tree.leaves(params["head"])
+        width = max(of_head, key=jnp.size).shape[-2] - (len(of_head) == 1)
         ring = empty_ring(problem) if hyper.replay else None
         bases = task_bases(bases_key, width, problem.num_tasks, hyper)
         return LosState(params, optimizer.init(params), bases, ring, key)

@@ -52,6 +52,6 @@ def stl(problem: Problem) -> Method:
 
     def memory(state: TrainState) -> list[object]:
         # The models of the other tasks. Their accuracy stands, so training does not carry them.
-        return [state.params] * (problem.num_tasks - 1)
+        return [(state.params, state.statistics)] * (problem.num_tasks - 1)
 
     return method._replace(start_task=start_task, memory=memory)

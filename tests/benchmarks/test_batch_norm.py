@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import experiment, presets, tasks
+from benchmarks import experiment, paper, presets, tasks
+from benchmarks.data import Dataset
 from benchmarks.methods import METHODS
 from benchmarks.networks import ARCHITECTURES, Architecture, Network, ResNet18
 from rgo_jax import linen
@@ -92,15 +93,23 @@ def test_averages_are_of_what_was_trained_on(one_conv):
     )
     jax.tree.map(np.testing.assert_array_equal, after, state.statistics)
     jax.tree.map(np.testing.assert_array_equal, alone, fresh.statistics)
+    # They are part of each model that it keeps.
+    assert len(stl.memory(state)) == 19
+    assert {len(jax.tree.leaves(kept)) for kept in stl.memory(state)} == {2 + 1 + 2 + 2}
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("sgd", "stl")])
 def test_methods_that_keep_no_averages_refuse_it(method):
+    """Before anything is run."""
+    config = presets.config("split-cifar100", method=METHODS[method], network=NAME)
+    images, labels = np.zeros((100, *SHAPE), np.uint8), np.arange(100, dtype=np.int32)
+    dataset = Dataset("cifar100", images, labels, images, labels)
     with pytest.raises(ValueError, match=r"has batch normalisation.*Choose --network resnet-18\."):
-        problem_of(method)
+        experiment.check(config, METHODS[method], dataset)
 
 
-def test_the_authors_have_it():
-    for method, network in (("rgo", "resnet-18"), ("sgd", NAME), ("stl", NAME)):
-        (own,) = {METHODS[method].networks.get("resnet-18", "resnet-18")}
-        assert own == network
+def test_the_authors_have_it_under_stl_and_sgd_only():
+    setting = paper.Setting("split-cifar100", "resnet-18", 8)
+    own = {method: paper.own(setting, method).network for method in METHODS}
+    assert {method for method, network in own.items() if network == NAME} == {"sgd", "stl"}
+    assert own["rgo"] == "resnet-18"

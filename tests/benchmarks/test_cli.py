@@ -299,7 +299,10 @@ def test_report_sets_the_papers_numbers_beside_ours():
         (["--seeds", "1.5"], "--seeds is '1.5'; expected"),
         (["--head", "x"], "Unknown head 'x'; expected one of shared, frozen, per_task, masked"),
         (["--columns", "x"], "columns is 'x'; expected one of mean, sum, signs, each"),
-        (["--methods", "gpm,rgo", "--alpha", "0"], "alpha is 0.0; expected a finite number above 0"),
+        (
+            ["--methods", "gpm,rgo", "--alpha", "0"],
+            "alpha is 0.0; expected a finite number above 0",
+        ),
         (["--methods", "gpm,sgd", "--momentum", "1"], "momentum is 1.0; expected 0 to below 1"),
         (
             ["split-digits", "--network", "vgg-11", "--conv-biases", "--biases", "input"],

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import experiment, presets, tasks, train
 from benchmarks.data import Dataset
+from benchmarks.layers import BIASES, HEADS
 from benchmarks.methods import METHODS, los
 from benchmarks.methods.stiefel import cayley_step, stiefel_sgd
 from benchmarks.networks import ARCHITECTURES, Architecture, ConvLayer, FeedForward
@@ -28,7 +29,7 @@ def narrow(monkeypatch):
     monkeypatch.setitem(ARCHITECTURES, "resnet-18", Architecture(partial(resnet, width=4), ()))
 
 
-def problem_of(network, input_shape, head="per_task", classes=CLASSES):
+def problem_of(network, input_shape, head="per_task", classes=CLASSES, **changes):
     """A network of the benchmarks, for three tasks."""
     config = presets.config(
         "split-digits",
@@ -37,6 +38,7 @@ def problem_of(network, input_shape, head="per_task", classes=CLASSES):
         num_tasks=TASKS,
         head=head,
         learning_rate=0.5,
+        **changes,
     )
     sequence = tasks.Sequence(classes, input_shape, 1, None, None)
     key = jax.random.key(7)
@@ -83,6 +85,15 @@ def test_mask_is_one_of_the_pre_activation():
     head = head["Dense_0"]
     np.testing.assert_allclose(found, hidden @ head["kernel"] + head["bias"][None], atol=1e-5)
     assert float(jnp.abs(found - problem.logits(params, x, jnp.int32(1))).max()) > 0.01
+
+
+@pytest.mark.parametrize("biases", BIASES)
+@pytest.mark.parametrize("head", HEADS)
+def test_subspaces_are_of_the_last_features(head, biases):
+    method = los.los(problem_of("mlp-100", (8,), head=head, biases=biases))
+    state = method.init(jax.random.key(0))
+    assert state.bases.shape == (100, 99)
+    assert method.logits(state, examples(5, (8,))[0], jnp.int32(1)).shape == (5, CLASSES)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import rgo_jax
-from benchmarks import experiment, tasks, train
+from benchmarks import experiment, presets, tasks, train
 from benchmarks.methods import METHODS
 from benchmarks.programs import compile_programs
 from tests.benchmarks.problems import task_of, two_tasks
@@ -126,11 +126,14 @@ def test_seeds_under_vmap_call_lapack_in_turn_on_a_cpu(digits, monkeypatch, meth
     assert [call for call in calls if re.search(r"tensor<\d+x\d+x\d+x", call)] == []
 
 
-@pytest.mark.parametrize("method", ["rgo", "gpm"])
-def test_permutations_are_drawn_before_the_steps_on_a_gpu(digits, monkeypatch, method):
+@pytest.mark.parametrize(
+    ("method", "network"), [("rgo", "mlp-100"), ("gpm", "mlp-100"), ("sgd", "resnet-18-batch-norm")]
+)
+def test_permutations_are_drawn_before_the_steps_on_a_gpu(digits, monkeypatch, method, network):
     """Inside the loop over steps XLA would draw them anew each time there, with a sort."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    one_seed = experiment.functions(two_tasks(method, fel=True), METHODS[method], digits)
+    config = presets.config("split-digits", method=METHODS[method], network=network, fel=True)
+    one_seed = experiment.functions(config, METHODS[method], digits)
     zero = jnp.int32(0)
     data = {name: jnp.asarray(getattr(digits, name)) for name in ("x_train", "y_train")}
     state = jax.eval_shape(one_seed.init, zero, data)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import experiment, presets, tasks
+from benchmarks import experiment, tasks
 from benchmarks.methods import METHODS
 from benchmarks.presets import BENCHMARKS, PRESETS, config
 
@@ -145,9 +145,8 @@ def problem_of(method, benchmark="permuted-digits", **changes):
     """Its network on grey images of 28 x 28."""
     resolved = config(benchmark, method=METHODS[method], **changes)
     sequence = tasks.Sequence(10, (784,), 1, None, None)
-    return experiment.make_problem(
-        resolved, METHODS[method], sequence, "mnist", jax.random.key(2)
-    )  # fmt: skip
+    key = jax.random.key(2)
+    return experiment.make_problem(resolved, METHODS[method], sequence, "mnist", key)
 
 
 def test_a_network_begins_as_its_setting_tells():
