@@ -73,32 +73,36 @@ def curvature_output(
         raise ValueError("outputs has shape (); expected [..., num_outputs].")
     if not jnp.issubdtype(outputs.dtype, jnp.floating):
         raise TypeError(f"outputs has dtype {outputs.dtype}; expected floating point.")
+    counts = jnp.ones(outputs.shape, bool)
     mask = None
     if where is not None:
         _check_broadcast("where", where, outputs.shape)
         if jnp.result_type(where) != jnp.bool_:
             raise TypeError(f"where has dtype {jnp.result_type(where)}; expected bool.")
         mask = jnp.broadcast_to(where, outputs.shape)
+        counts = mask
+    if weights is not None:
+        _check_broadcast("weights", weights, outputs.shape[:-1])
+        if not jnp.isrealobj(weights):
+            raise TypeError(f"weights have dtype {jnp.result_type(weights)}; expected real.")
+        weights = jnp.broadcast_to(weights, outputs.shape[:-1])[..., None].astype(outputs.dtype)
+        weights = jax.lax.stop_gradient(weights)
+        counts &= weights != 0
     constants = jax.lax.stop_gradient(outputs)
     if callable(loss):
-        hessian = _hessian_diagonal(loss, constants, targets)
+        # It sees outputs that do not count, but no padding, which may be anything.
+        seen = constants if weights is None else jnp.where(weights != 0, constants, 0)
+        hessian = _hessian_diagonal(loss, seen, targets)
     elif loss in _HESSIANS:
-        hessian = _HESSIANS[loss](constants, targets, mask)
+        hessian = _HESSIANS[loss](jnp.where(counts, constants, 0), targets, mask)
     else:
         known = ", ".join(repr(name) for name in _HESSIANS)
         raise ValueError(f"loss is {loss!r}; expected one of {known}, or a function.")
-    factors = jax.lax.stop_gradient(jnp.sqrt(hessian).astype(outputs.dtype))
-    counts = jnp.ones(outputs.shape, bool) if mask is None else mask
+    factors = jnp.where(counts, jax.lax.stop_gradient(jnp.sqrt(hessian)), 0).astype(outputs.dtype)
     if weights is not None:
-        _check_broadcast("weights", weights, outputs.shape[:-1])
-        if not (jnp.isrealobj(weights)):
-            raise TypeError(f"weights have dtype {jnp.result_type(weights)}; expected real.")
-        weights = jnp.broadcast_to(weights, outputs.shape[:-1])[..., None].astype(outputs.dtype)
-        counts &= weights != 0
-        factors = jax.lax.stop_gradient(weights) * jnp.where(counts, factors, 0)
-    # What does not count may be infinite or NaN: logits that mask other tasks' classes, padding.
-    counts &= factors != 0
-    return jnp.sum(jnp.where(counts, factors, 0) * jnp.where(counts, outputs, 0))
+        factors = weights * factors
+    # What has no weight may be infinite: logits that mask other tasks' classes.
+    return jnp.sum(factors * jnp.where(factors != 0, outputs, 0))
 
 
 def _softmax_cross_entropy(

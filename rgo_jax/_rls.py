@@ -302,7 +302,8 @@ def _count_batches(batches: Any) -> int:
     shapes = {}
     for path, leaf in _tree.leaves_by_path(batches).items():
         name = _tree.path_name(path)
-        if not hasattr(leaf, "shape") or leaf.dtype.kind == "O":
+        # Keys of JAX have a dtype of their own, without a kind.
+        if not hasattr(leaf, "shape") or getattr(leaf.dtype, "kind", None) == "O":
             raise ValueError(
                 f"batches has a {type(leaf).__name__} at {name!r}, which is no array of numbers; "
                 f"{_STACK}"

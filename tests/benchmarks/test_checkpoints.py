@@ -23,11 +23,15 @@ ORIGIN = {"commit": "a" * 40, "versions": {"jax": "1"}, "device": "d", "command"
 
 
 def kill_after_second_task(out):
-    """Starts the run in a process of its own, and kills it while rgo learns its third task."""
+    """Starts the run in a process of its own, and kills it while rgo learns its third task.
+
+    On one device, like this process: a checkpoint's seeds are spread over so many.
+    """
+    flags = "--xla_force_host_platform_device_count=1"
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks", *RUN, "--out", str(out)],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags},
         stdout=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 200

@@ -1,6 +1,10 @@
 import dataclasses
 import io
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -376,6 +380,28 @@ def test_the_bar_tells_how_far_it_is_and_how_long_it_will_take():
     (line,) = console.file.getvalue().splitlines()
     assert "task 1/10, step 200/500 " in line
     assert "1:36:00" in line
+
+
+@pytest.mark.parametrize("flags", ["", "--xla_force_host_platform_device_count=3"])
+def test_a_core_is_a_device_unless_the_user_says_otherwise(flags):
+    code = """
+import runpy, sys
+import jax
+sys.argv = ["benchmarks", "report", "nowhere"]
+try:
+    runpy.run_module("benchmarks", run_name="__main__")
+except SystemExit:
+    print(jax.local_device_count("cpu"))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(cli.__file__).parent.parent,
+        env=os.environ | {"XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) == (3 if flags else results.num_cores())
 
 
 def test_help_names_everything(capsys):

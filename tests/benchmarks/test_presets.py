@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import experiment, tasks
+from benchmarks import experiment, pixels, tasks
 from benchmarks.methods import METHODS
 from benchmarks.presets import BENCHMARKS, PRESETS, config
 
@@ -181,9 +181,9 @@ def test_rotated_images_are_interpolated_as_the_setting_tells(digits):
 
     angle = tasks.LOS_ANGLES[0]
     flat = np.pad(digits.x_train[:5].reshape(5, 64), ((0, 0), (0, 1)))
-    nearest = flat[:, tasks.rotation_index(8, 8, angle)]
+    nearest = flat[:, pixels.rotation_index(8, 8, angle)]
     np.testing.assert_allclose(first_task("gpm"), nearest, atol=1e-4)
-    index, weights = tasks.bilinear_rotation(8, 8, angle)
+    index, weights = pixels.bilinear_rotation(8, 8, angle)
     between = np.sum(flat[:, index] * weights, axis=1)
     np.testing.assert_allclose(first_task("rgo"), between, atol=1e-3)
     assert np.abs(between - nearest).max() > 20
