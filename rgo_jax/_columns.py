@@ -58,11 +58,13 @@ def curvature(matrix: jax.Array, columns: Columns, signs: jax.Array) -> Curvatur
     else:
         # One product, which reads the matrix once.
         both = _product(matrix, jnp.stack([jnp.full_like(mixed, 1 / m), mixed], axis=1))
-        vectors, probe = both[:, 0][None], both[:, 1]
+        vectors = both[:, 0][None]
+        # What the mean leaves out of each column, in the same random combination.
+        probe = both[:, 1] - both[:, 0] * jnp.sum(mixed)
     lengths = jnp.sum(vectors**2, axis=1)
     is_finite = jnp.isfinite(lengths)
     folded = jnp.sum(jnp.where(is_finite, lengths, 0))
-    whole = folded if probe is None else jnp.sum(probe**2)
+    whole = folded if probe is None else folded + jnp.sum(probe**2)
     energy = jnp.stack([folded, whole])
     return Curvature(
         vectors=jnp.where(is_finite[:, None], vectors, 0),

@@ -1,4 +1,4 @@
-"""Arguments of the wrong kind are refused by name; unusual but legal ones are taken for what they are."""
+"""Arguments of the wrong kind are refused by name; unusual but legal ones are not."""
 
 import dataclasses
 
@@ -88,7 +88,7 @@ def test_metrics_of_whole_percents(dtype):
 
 
 def test_tree_map_params_with_fan_in():
-    """Which parts of a state are like the parameters: optax asks with parameters that are not there."""
+    """Which parts of a state are like the parameters: optax asks without any parameters."""
     params = {"query": jnp.zeros((4, 2, 3)), "bias": jnp.zeros(3)}
     tx = rgo_jax.rgo(0.1, momentum=0.9, fan_in={"query": rgo_jax.FanIn(num_axes=1)})
     marked = optax.tree.map_params(tx, lambda leaf: "like", tx.init(params))

@@ -169,6 +169,7 @@ def test_only_single_changes_of_the_preset_paper_are_in_the_table():
     for other in (
         changed._replace(preset="recommended"),
         made([80, 81], columns="sum", num_tasks=5),
+        made([80, 81], alpha=7.0),
         made([80, 81], method="sgd"),
     ):
         assert ablation.markdown([whole, other]) == ""
