@@ -177,13 +177,10 @@ def make_problem(
         params: Any,
         x: jax.Array,
         task_id: jax.Array,
-        projections: Any = None,
         subspace: jax.Array | None = None,
         statistics: Any = None,
     ) -> jax.Array:
         variables = {"params": freeze(params, task_id), "encodings": encodings}
-        if projections is not None:
-            variables["projections"] = projections
         if subspace is not None:
             variables["subspace"] = {"basis": subspace}
         if not batch_norm:

@@ -51,27 +51,27 @@ def train(network: Any, tx: Any, fused: bool, params: Any, state: Any, data: Any
 
     def step(carry: Any, batch: Any) -> tuple[Any, None]:
         params, state = carry
-        variables = {"projections": rgo_jax.linen.projections(state)} if fused else {}
 
         def loss(params: Any) -> jax.Array:
-            logits = network.apply({"params": params} | variables, batch[0], 1)
+            logits = network.apply({"params": params}, batch[0], 1)
             return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
 
-        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        with_grad = rgo_jax.value_and_grad(loss, state) if fused else jax.value_and_grad(loss)
+        updates, state = tx.update(with_grad(params)[1], state, params)
         return (optax.apply_updates(params, updates), state), None
 
     return jax.lax.scan(step, (params, state), data)[0][0]
 
 
 def step_programs(name: str, batch_size: int, steps: int) -> list[Program]:
-    """SGD, RGO with plain projection, and RGO with projecting layers: a scan over steps."""
+    """SGD, RGO with plain gradients, and RGO with projected ones: a scan over steps."""
     network, shape = build_network(name)
     data = random_batches(steps, batch_size, shape)
     params = network.init(jax.random.key(2), data[0][0], 0)["params"]
-    sgd, plain, fused = optax.sgd(1e-3), rgo_jax.rgo(1e-3), rgo_jax.rgo(1e-3, projected=True)
+    sgd, rgo = optax.sgd(1e-3), rgo_jax.rgo(1e-3)
     return [
-        compiled(partial(train, network, tx, project), params, tx.init(params), data)
-        for tx, project in ((sgd, False), (plain, False), (fused, True))
+        compiled(partial(train, network, tx, fused), params, tx.init(params), data)
+        for tx, fused in ((sgd, False), (rgo, False), (rgo, True))
     ]
 
 
@@ -204,7 +204,7 @@ def measure_convolutions(rounds: int, batch_size: int = 10, steps: int = 3) -> l
 def measure_seeds(rounds: int, seeds: int = 5, steps: int = 100) -> list[Any]:
     """A step of several seeds of the MLP, one after the other and all at once."""
     network, shape = build_network("mlp")
-    tx = rgo_jax.rgo(1e-3, projected=True)
+    tx = rgo_jax.rgo(1e-3)
     data = random_batches(steps, 10, shape)
 
     def init(key: jax.Array) -> Any:

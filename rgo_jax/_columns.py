@@ -37,6 +37,22 @@ def check(columns: Any) -> None:
         raise ValueError(f"columns is {columns!r}; expected one of {known}.")
 
 
+def default_key() -> jax.Array:
+    """``jax.random.key(0)``, whatever generator jax is set to."""
+    return jax.random.wrap_key_data(jnp.zeros(2, jnp.uint32), impl="threefry2x32")
+
+
+def draw_signs(key: jax.Array, index: jax.Array, leaf: int, m: int) -> jax.Array:
+    """1 and -1 at random, int32 ``[m]``: for a batch, and a leaf by its number.
+
+    They are part of what P becomes, so they don't depend on how jax is set to spread numbers, nor
+    on its default dtype.
+    """
+    with jax.threefry_partitionable(True):
+        key = jax.random.fold_in(jax.random.fold_in(key, index), leaf)
+        return jnp.where(jax.random.bernoulli(key, jnp.float32(0.5), (m,)), 1, -1)
+
+
 def curvature(matrix: jax.Array, columns: Columns, signs: jax.Array) -> Curvature:
     """The vectors of a gradient ``[d, m]``, one or, of "each", m of them.
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rgo_jax import _alpha, _columns, _fused, _projection, _state, _tree, _warnings
+from rgo_jax import _alpha, _columns, _projection, _state, _tree, _warnings
 from rgo_jax._columns import Columns, Curvature
+from rgo_jax._projected import Projected
 
 _STACK = (
     "expected arrays [num_batches, ...]. Stack what a loader yields: jax.tree.map(lambda *x: "
@@ -68,8 +69,8 @@ def rls_update(
 
     Raises:
       ValueError: no `rgo_jax.RgoState` in ``opt_state``; ``grads`` or ``alpha`` does not match it;
-        an alpha that is not positive or, in the projection's dtype, 0 or infinite; unknown
-        ``columns``.
+        ``grads`` are those of `rgo_jax.value_and_grad`; an alpha that is not positive or, in the
+        projection's dtype, 0 or infinite; unknown ``columns``.
 
     Warns:
       UnprotectedWarning: the parameters' names tell of a layer normalisation, and ``columns`` is
@@ -93,7 +94,7 @@ def rls_update(
     for state in _state.find_states(opt_state):
         _alpha.by_path(alpha, state)
         _warn_of_layer_norm(state, columns)
-    key = jax.random.key(0) if key is None else key
+    key = _columns.default_key() if key is None else key
     return _rls_update(opt_state, grads, alpha, key, columns=columns)
 
 
@@ -158,8 +159,7 @@ def consolidate(
 
     Raises:
       ValueError: as `rgo_jax.rls_update`; also for ``batches`` without a common leading axis or
-        with no batch in it, for a ``block_size`` below 1, and for a ``grad_fn`` in which layers of
-        `rgo_jax.linen` are handed their projections.
+        with no batch in it, and for a ``block_size`` below 1.
 
     Warns:
       UnprotectedWarning: as `rgo_jax.rls_update`; and, called outside `jax.jit`, if nearly all of a
@@ -189,7 +189,7 @@ def consolidate(
     if not isinstance(block_size, int | np.integer) or block_size < 1:
         raise ValueError(f"block_size is {block_size!r}; expected an integer, 1 or more.")
     num_batches = _count_batches(batches)
-    key = jax.random.key(0) if key is None else key
+    key = _columns.default_key() if key is None else key
     states = _state.find_states(opt_state)
     alphas = [_alpha.by_path(alpha, state) for state in states]
     for state in states:
@@ -219,12 +219,6 @@ def consolidate(
             for state, own in zip(states, alphas, strict=True)
         ], None
 
-    one_batch = jax.eval_shape(lambda tree: jax.tree.map(lambda x: x[0], tree), batches)
-    if _fused.yields_projected(jax.make_jaxpr(grad_fn)(one_batch)):
-        raise ValueError(
-            "grad_fn yields projected gradients, of which P would become wrong: some of its layers "
-            "are handed their projections. Leave them out there."
-        )
     if columns == "each":
         states, _ = jax.lax.scan(fold_batch, states, batches)
     else:
@@ -249,15 +243,23 @@ def _curvatures(
     leaves = _tree.leaves_by_path(grads)
     projections = _tree.leaves_by_path(state.projection)
     _state.check_paths(projections, leaves, "grads")
+    for path, leaf in leaves.items():
+        if isinstance(leaf, Projected):
+            raise ValueError(
+                f"The grads leaf {_tree.path_name(path)!r} is projected, and P would become wrong. "
+                "Take the gradient of curvature_output with jax.grad, not with value_and_grad of "
+                "rgo_jax."
+            )
     # Where they only serve an estimate, the same for all batches: XLA draws them once.
-    key = jax.random.fold_in(key, index) if columns == "signs" else key
+    index = index if columns == "signs" else jnp.int32(0)
     numbers = {path: number for number, path in enumerate(projections)}
 
     def leaf_curvature(path: _tree.Path, projection: jax.Array) -> Curvature:
         _, matrix = _state.pair(path, leaves[path], projections, "grads")
-        own_key = jax.random.fold_in(key, numbers[path])
-        signs = jax.random.rademacher(own_key, (matrix.shape[1],), projection.dtype)
-        return _columns.curvature(matrix.astype(projection.dtype), columns, signs)
+        signs = _columns.draw_signs(key, index, numbers[path], matrix.shape[1])
+        return _columns.curvature(
+            matrix.astype(projection.dtype), columns, signs.astype(projection.dtype)
+        )
 
     return _tree.map_with_path(leaf_curvature, state.projection)
 

@@ -1,13 +1,13 @@
 """``RgoState``, and how its projections are found and paired with trees like the parameters."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rgo_jax import _geometry, _projection, _tree
+from rgo_jax._projected import Projected
 from rgo_jax._tree import Path
 
 
@@ -106,28 +106,13 @@ def pair(
     return projection, _geometry.to_matrix(jnp.asarray(leaf), d)
 
 
-def check_shapes(gradients: Any, params: Any) -> None:
+def check_shapes(leaves: dict[Path, Any], params: Any) -> None:
     """Refuses gradients of other shapes than the parameters have."""
     shapes = {path: jnp.shape(leaf) for path, leaf in _tree.leaves_by_path(params).items()}
-    for path, leaf in _tree.leaves_by_path(gradients).items():
-        if shapes.get(path, jnp.shape(leaf)) != jnp.shape(leaf):
+    for path, leaf in leaves.items():
+        found = jnp.shape(leaf.gradient if isinstance(leaf, Projected) else leaf)
+        if shapes.get(path, found) != found:
             raise ValueError(
-                f"The gradients leaf {_tree.path_name(path)!r} has shape {jnp.shape(leaf)}, "
+                f"The gradients leaf {_tree.path_name(path)!r} has shape {found}, "
                 f"but the parameter has shape {shapes[path]}."
             )
-
-
-def marks_of(paths: Iterable[Path], marks: Any, what: str) -> dict[Path, bool]:
-    """What a bool, or a tree of bools like the parameters, says of each leaf."""
-    if isinstance(marks, bool | np.bool_):
-        return dict.fromkeys(paths, bool(marks))
-    by_path, found = _tree.leaves_by_path(marks), {}
-    for path in paths:
-        mark = by_path.get(path)
-        if not isinstance(mark, bool | np.bool_):
-            raise ValueError(
-                f"{what} has {mark!r} for {_tree.path_name(path)!r}; expected a bool, or a "
-                f"tree of bools like the parameters. It has {_tree.names(by_path)}."
-            )
-        found[path] = bool(mark)
-    return found

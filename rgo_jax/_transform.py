@@ -4,9 +4,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from rgo_jax import _geometry, _projection, _state, _tree, _warnings
+from rgo_jax._projected import Projected
 
 DEFAULT_MAX_FAN_IN = 8192
 
@@ -15,7 +17,7 @@ def scale_by_rgo(
     *,
     fan_in: Any = None,
     max_fan_in: int | None = None,
-    projected: Any = False,
+    weight_decay: Any = 0.0,
     normalize: bool = True,
 ) -> optax.GradientTransformation:
     """Scales gradients by Recursive Gradient Optimization's projection.
@@ -32,8 +34,8 @@ def scale_by_rgo(
     ``P`` costs ``d * d`` numbers a leaf, whatever the number of tasks. `rgo_jax.projection_memory`
     tells how many MiB before anything is allocated.
 
-    Layers such as `rgo_jax.linen.Dense` can apply the projection in their backward pass, where it
-    is cheaper; ``projected`` says that they do.
+    The gradients may be plain, from `jax.grad`, or projected, from `rgo_jax.value_and_grad`, which
+    is faster; each leaf says which it is.
 
     Args:
       fan_in: a tree of `rgo_jax.FanIn` for the parameters that the default does not fit: attention
@@ -42,9 +44,10 @@ def scale_by_rgo(
         for everything below it.
       max_fan_in: the largest full P or block of one accepted; 8192 if None, at which one ``P``
         takes 256 MiB in float32. With `optax.inject_hyperparams`, name it in ``static_args``.
-      projected: True if the gradients arrive already projected, as ``P g``: the transform then
-        carries ``P`` and applies the trace rule. Or a tree of bools like the parameters, leaf by
-        leaf.
+      weight_decay: strength of an L2 penalty, ``weight_decay / 2 * |params|^2``, whose gradient is
+        projected like the loss's. `optax.add_decayed_weights` after RGO would move what earlier
+        tasks depend on. A scalar, or a tree of scalars like the parameters; one at a branch holds
+        for all leaves below, and parameters that it does not name have none. May be traced.
       normalize: False to leave the trace rule out: ``P g`` instead of ``(d / tr P) P g``. No
         direction then takes a larger step than SGD's: a layer
         that earlier tasks use in every direction moves little, where the trace rule gives it back
@@ -56,7 +59,7 @@ def scale_by_rgo(
     Raises:
       ValueError: from ``init``, for a leaf without axes or numbers, a fan-in above ``max_fan_in``
         or a ``fan_in`` that does not fit; from ``update``, for gradients that do not match the
-        state.
+        state, or a ``weight_decay`` that is negative or comes without ``params``.
       TypeError: from ``init``, for a leaf that is not real floating point.
 
     Warns:
@@ -123,14 +126,25 @@ def scale_by_rgo(
         projections = _tree.leaves_by_path(state.projection)
         leaves = _tree.leaves_by_path(updates)
         _state.check_paths(projections, leaves, "gradients")
-        is_projected = _state.marks_of(leaves, projected, "projected")
+        decay = _decay_by_path(weight_decay, updates)
         if params is not None:
-            _state.check_shapes(updates, params)
+            _state.check_shapes(leaves, params)
+        elif decay:
+            raise ValueError("weight_decay needs the parameters: update(grads, state, params).")
+        weights = _tree.leaves_by_path(params)
 
-        def update_leaf(path: _tree.Path, gradient: jax.Array) -> jax.Array:
+        def update_leaf(path: _tree.Path, leaf: jax.Array | Projected) -> jax.Array:
+            gradient = leaf.gradient if isinstance(leaf, Projected) else leaf
             projection, matrix = _state.pair(path, gradient, projections, "gradients")
-            if not is_projected[path]:
-                matrix = _projection.project(projection, matrix)
+            matrix = matrix.astype(projection.dtype)
+            penalty = jnp.zeros_like(matrix)
+            if path in decay:
+                weight = jnp.asarray(weights[path], matrix.dtype).reshape(matrix.shape)
+                penalty = jnp.asarray(decay[path], matrix.dtype) * weight
+            if not isinstance(leaf, Projected):
+                matrix = _projection.project(projection, matrix + penalty)
+            elif path in decay:
+                matrix = matrix + _projection.project(projection, penalty)
             if normalize:
                 matrix = _projection.normalize(projection, matrix)
             return matrix.reshape(gradient.shape).astype(gradient.dtype)
@@ -140,6 +154,22 @@ def scale_by_rgo(
     return optax.GradientTransformation(init_fn, update_fn)
 
 
+def _decay_by_path(weight_decay: Any, updates: optax.Updates) -> dict[_tree.Path, Any]:
+    """The strengths of the penalty that are not 0 for sure."""
+    is_number = isinstance(weight_decay, int | float | np.number)
+    if is_number and weight_decay == 0:
+        return {}
+    found = _tree.given_by_path(weight_decay, updates, (), "weight_decay")
+    for path, value in found.items():
+        # A traced value is not looked at.
+        if not isinstance(value, jax.core.Tracer) and not (0 <= value < np.inf):
+            raise ValueError(
+                f"weight_decay is {value} for {_tree.path_name(path)!r}; expected a finite number, "
+                "0 or more."
+            )
+    return found
+
+
 def rgo(
     learning_rate: optax.ScalarOrSchedule,
     momentum: float | None = None,
@@ -147,7 +177,7 @@ def rgo(
     *,
     fan_in: Any = None,
     max_fan_in: int | None = None,
-    projected: Any = False,
+    weight_decay: Any = 0.0,
     normalize: bool = True,
 ) -> optax.GradientTransformation:
     """Recursive Gradient Optimization: SGD that does not forget, without replay.
@@ -167,7 +197,7 @@ def rgo(
       nesterov: whether to use Nesterov momentum.
       fan_in: see `scale_by_rgo`.
       max_fan_in: see `scale_by_rgo`.
-      projected: see `scale_by_rgo`.
+      weight_decay: see `scale_by_rgo`.
       normalize: see `scale_by_rgo`.
 
     Returns:
@@ -199,7 +229,7 @@ def rgo(
         raise ValueError("learning_rate is None; expected a scalar or a schedule.")
     return optax.chain(
         scale_by_rgo(
-            fan_in=fan_in, max_fan_in=max_fan_in, projected=projected, normalize=normalize
+            fan_in=fan_in, max_fan_in=max_fan_in, weight_decay=weight_decay, normalize=normalize
         ),
         optax.identity() if momentum is None else optax.trace(momentum, nesterov),
         optax.scale_by_learning_rate(learning_rate),

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import optax
 
+from rgo_jax._projected import Projected
+
 Path = tuple[Any, ...]
 
 _BOX = [(jax.tree_util.GetAttrKey("value"),)]
@@ -14,10 +16,11 @@ _BOX = [(jax.tree_util.GetAttrKey("value"),)]
 def leaves_by_path(tree: Any, leaf_type: type | tuple[()] = ()) -> dict[Path, Any]:
     """The leaves of a tree under their paths; masked-out nodes and None have no leaves.
 
-    Flax's boxes (`unboxed`) leave no trace in a path, so that trees match with and without them.
+    Flax's boxes (`unboxed`) leave no trace in a path, so that trees match with and without them. A
+    `rgo_jax.Projected` is a leaf.
     """
     flat, _ = jax.tree_util.tree_flatten_with_path(
-        unboxed(tree), is_leaf=lambda node: isinstance(node, leaf_type)
+        unboxed(tree), is_leaf=lambda node: isinstance(node, leaf_type) or _is_leaf(node)
     )
     return dict(flat)
 
@@ -25,7 +28,7 @@ def leaves_by_path(tree: Any, leaf_type: type | tuple[()] = ()) -> dict[Path, An
 def map_with_path(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """`jax.tree_util.tree_map_with_path` with the paths of `leaves_by_path`."""
     paths = leaves_by_path(tree)
-    leaves, treedef = jax.tree.flatten(tree)
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=_is_leaf)
     others: Any = [treedef.flatten_up_to(tree) for tree in rest]  # type: ignore[attr-defined]
     return jax.tree.unflatten(treedef, map(fn, paths, leaves, *others))
 
@@ -40,14 +43,20 @@ def unboxed(tree: Any) -> Any:
         if isinstance(node, tuple):  # A NamedTuple of the user's.
             return False
         # None, which a tree of specs has for other parameters, counts as a leaf here.
-        leaves, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is None)
+        leaves, _ = jax.tree_util.tree_flatten_with_path(
+            node, is_leaf=lambda x: x is None or _is_leaf(x)
+        )
         return [path for path, _ in leaves] == _BOX
 
     def unbox(node: Any) -> Any:
         # An empty box is of a parameter that a filter has taken out.
-        return next(iter(jax.tree.leaves(node)), None) if is_box(node) else node
+        return next(iter(jax.tree.leaves(node, is_leaf=_is_leaf)), None) if is_box(node) else node
 
     return jax.tree.map(unbox, tree, is_leaf=is_box)
+
+
+def _is_leaf(node: Any) -> bool:
+    return isinstance(node, Projected)
 
 
 def path_name(path: Path) -> str:

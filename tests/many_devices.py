@@ -25,7 +25,7 @@ class Net(nn.Module):
 
 
 def main():
-    net, tx = Net(), rgo_jax.rgo(0.2, projected=True)
+    net, tx = Net(), rgo_jax.rgo(0.2)
     x, y = load_digits(return_X_y=True)
     tasks = [x / 16, 1 - x[:, ::-1] / 16]
     params = net.init(jax.random.key(0), jnp.zeros((1, 64)), 0)["params"]
@@ -38,17 +38,15 @@ def main():
     params = jax.device_put(params, everywhere)
     state = jax.jit(tx.init, out_shardings=by_rows)(params)
 
-    def grad(scalar, params, x, task, **variables):
-        return jax.grad(lambda p: scalar(net.apply(variables | {"params": p}, x, task)))(params)
-
     def learn(params, state, x, y, task):
         def step(carry, batch):
             (params, state), (x, y) = carry, batch
 
-            def loss(logits):
+            def loss(params):
+                logits = net.apply({"params": params}, x, task)
                 return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
-            grads = grad(loss, params, x, task, projections=rgo_jax.linen.projections(state))
+            _, grads = rgo_jax.value_and_grad(loss, state)(params)
             updates, state = tx.update(grads, state)
             return (optax.apply_updates(params, updates), state), None
 
@@ -58,7 +56,11 @@ def main():
         (params, state), _ = jax.lax.scan(epoch, (params, state), length=3)
 
         def curvature(batch):
-            return grad(lambda f: rgo_jax.curvature_output(f, batch[1]), params, batch[0], task)
+            def output(params):
+                logits = net.apply({"params": params}, batch[0], task)
+                return rgo_jax.curvature_output(logits, batch[1])
+
+            return jax.grad(output)(params)
 
         return params, rgo_jax.consolidate(state, curvature, (x, y), alpha=1.0, block_size=64)
 

@@ -12,6 +12,7 @@ from flax import nnx
 import rgo_jax
 import rgo_jax.linen
 import rgo_jax.nnx
+from tests.gradients import sgd_with_a_state
 
 
 class LinenNet(nn.Module):
@@ -50,19 +51,25 @@ def cross_entropy(logits, y):
 def train_linen(dense, projected, batch_size=8, tx=None):
     """Two tasks of five steps; the parameters after them."""
     model = LinenNet(dense)
-    tx = tx or rgo_jax.rgo(0.5, projected=projected)
+    tx = tx or rgo_jax.rgo(0.5)
     params = model.init(jax.random.key(0), jnp.zeros((1, 6)), 0)["params"]
 
-    def logits(params, x, task, **collections):
-        return model.apply({"params": params, **collections}, x, task)
+    def logits(params, x, task):
+        return model.apply({"params": params}, x, task)
 
     @jax.jit
     def task_of_training(params, state, data, task):
         def step(carry, batch):
             params, state = carry
             x, y = batch
-            handed = {"projections": rgo_jax.linen.projections(state)} if projected else {}
-            grads = jax.grad(lambda p: cross_entropy(logits(p, x, task, **handed), y))(params)
+
+            def loss(params):
+                return cross_entropy(logits(params, x, task), y)
+
+            with_grad = (
+                rgo_jax.value_and_grad(loss, state) if projected else jax.value_and_grad(loss)
+            )
+            _, grads = with_grad(params)
             updates, state = tx.update(grads, state, params)
             return (optax.apply_updates(params, updates), state), None
 
@@ -87,17 +94,17 @@ def test_fused_dense_trains_as_plain_dense(batch_size):
     fused, fused_state = train_linen(rgo_jax.linen.Dense, projected=True, batch_size=batch_size)
     chex.assert_trees_all_close(fused, plain, rtol=1e-4, atol=1e-5)
     chex.assert_trees_all_close(fused_state, plain_state, rtol=1e-3, atol=1e-4)
-    sgd, _ = train_linen(nn.Dense, False, batch_size, optax.chain(rgo_jax.rgo(0.0), optax.sgd(0.5)))
+    sgd, _ = train_linen(nn.Dense, False, batch_size, sgd_with_a_state(0.5))
     unprojected, _ = train_linen(rgo_jax.linen.Dense, False, batch_size)
     chex.assert_trees_all_close(
         unprojected, plain, rtol=1e-4, atol=1e-5
-    )  # without projections: flax's Dense
+    )  # without value_and_grad: flax's Dense
     assert np.abs(fused["hidden"]["kernel"] - sgd["hidden"]["kernel"]).max() > 1e-3
 
 
 def test_fused_layers_without_the_trace_rule():
     plain, _ = train_linen(nn.Dense, False, tx=rgo_jax.rgo(0.5, normalize=False))
-    tx = rgo_jax.rgo(0.5, projected=True, normalize=False)
+    tx = rgo_jax.rgo(0.5, normalize=False)
     fused, _ = train_linen(rgo_jax.linen.Dense, True, tx=tx)
     chex.assert_trees_all_close(fused, plain, rtol=1e-4, atol=1e-5)
     with_rule, _ = train_linen(nn.Dense, False)
@@ -148,7 +155,7 @@ def test_nnx_trains_as_linen():
         f"{layer}/{name}" for layer in ("hidden", "head") for name in ("kernel", "bias")
     }
     # SGD ends elsewhere.
-    sgd, _ = train_linen(nn.Dense, False, tx=rgo_jax.rgo(0.5, projected=True, normalize=False))
+    sgd, _ = train_linen(nn.Dense, False, tx=sgd_with_a_state(0.5))
     assert np.abs(linen_params["hidden"]["kernel"] - sgd["hidden"]["kernel"]).max() > 1e-3
 
 

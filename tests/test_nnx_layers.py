@@ -1,7 +1,5 @@
 """rgo_jax.nnx.Linear and Conv against Flax's own."""
 
-import contextlib
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -12,6 +10,7 @@ from flax import nnx
 
 import rgo_jax
 import rgo_jax.nnx
+from tests.gradients import gradients
 from tests.test_conv import CONVS
 
 
@@ -44,8 +43,11 @@ def cross_entropy(logits, y):
 def learn(model, optimizer, x, y, task):
     def step(carry, batch):
         model, optimizer = carry
-        with lent(model, optimizer):
-            grads = nnx.grad(lambda model: cross_entropy(model(batch[0], task), batch[1]))(model)
+
+        def loss(model):
+            return cross_entropy(model(batch[0], task), batch[1])
+
+        _, grads = rgo_jax.nnx.value_and_grad(loss, optimizer)(model)
         optimizer.update(model, grads)
         return carry, None
 
@@ -57,10 +59,17 @@ def learn(model, optimizer, x, y, task):
     rgo_jax.nnx.consolidate(model, optimizer, output, (x, y))
 
 
-def lent(model, optimizer):
-    if isinstance(model.a, rgo_jax.nnx.Linear) or isinstance(model.b, rgo_jax.nnx.Linear):
-        return rgo_jax.nnx.projecting(model, optimizer.opt_state)
-    return contextlib.nullcontext()
+def optimizer_of(model, state=None, **options):
+    """Its optimizer, without the trace rule unless told, with a state if one is given."""
+    options = {"normalize": False} | options
+    optimizer = nnx.Optimizer(model, rgo_jax.scale_by_rgo(**options), wrt=nnx.Param)
+    if state is not None:
+        nnx.update(optimizer.opt_state, nnx.state(state))
+    return optimizer
+
+
+def projected(loss, optimizer, model, *args):
+    return gradients(rgo_jax.nnx.value_and_grad(loss, optimizer)(model, *args)[1])
 
 
 @pytest.mark.parametrize(
@@ -77,8 +86,7 @@ def lent(model, optimizer):
 def test_two_tasks_train_as_with_plain_layers(first, second, batch_size):
     def train(first, second):
         model = Net(first, second, nnx.Rngs(0))
-        tx = rgo_jax.rgo(0.5, momentum=0.5, projected=rgo_jax.nnx.projected_by(model))
-        optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+        optimizer = nnx.Optimizer(model, rgo_jax.rgo(0.5, momentum=0.5), wrt=nnx.Param)
         for task in range(2):
             x = jax.random.normal(jax.random.key(task), (6, batch_size, 6))
             y = jnp.argmax(x[..., :3], axis=-1)
@@ -111,19 +119,17 @@ def test_conv(name):
         y = model(x)
         return jnp.sum(jnp.sin(y.astype(jnp.float32))), y
 
-    grad = nnx.jit(nnx.grad(loss, argnums=(0, 1), has_aux=True))
-    (plain, plain_x), plain_y = grad(theirs, x)
-    with rgo_jax.nnx.projecting(ours, state):
-        (projected, projected_x), y = grad(ours, x)
+    plain, plain_y = nnx.grad(loss, has_aux=True)(theirs, x)
+    with_grad = rgo_jax.nnx.value_and_grad(loss, optimizer_of(ours, state), has_aux=True)
+    (_, y), marked = with_grad(ours, x)
     assert y.dtype == plain_y.dtype
     np.testing.assert_allclose(jnp.float32(y), jnp.float32(plain_y), **tolerance)
-    np.testing.assert_allclose(projected_x, plain_x, **tolerance)
     expected, _ = tx.update(plain, state)
-    assert_close(projected, expected, **tolerance)
-    after, _ = rgo_jax.scale_by_rgo(projected=True).update(projected, state)
+    assert_close(gradients(marked), expected, **tolerance)
+    after, _ = rgo_jax.scale_by_rgo().update(marked, state)
     with_trace_rule, _ = rgo_jax.scale_by_rgo().update(plain, state)
     assert_close(after, with_trace_rule, **tolerance)
-    (unprojected, _), _ = grad(ours, x)
+    unprojected, _ = nnx.grad(loss, has_aux=True)(ours, x)
     assert_close(unprojected, plain, **tolerance)
 
 
@@ -135,10 +141,13 @@ def test_linear_is_flax_linear_otherwise(options):
     )
     assert_close(nnx.state(ours), nnx.state(theirs), rtol=0)
     expected = theirs(x)
-    state = rgo_jax.rgo(0.1).init(nnx.state(ours))
-    for context in (contextlib.nullcontext(), rgo_jax.nnx.projecting(ours, state)):
-        with context:
-            y = ours(x)
+
+    def outputs(model):
+        y = model(x)
+        return jnp.sum(y.astype(jnp.float32)), y
+
+    (_, inside), _ = rgo_jax.nnx.value_and_grad(outputs, optimizer_of(ours), has_aux=True)(ours)
+    for y in (ours(x), inside):
         assert y.dtype == expected.dtype
         np.testing.assert_allclose(jnp.float32(y), jnp.float32(expected), rtol=1e-5)
 
@@ -172,53 +181,66 @@ def test_remat_scan_and_vmap():
     for remat in (False, True):
         plain = nnx.grad(loss)(layers, x[0], remat)
         expected, _ = tx.update(plain, state)
-        with rgo_jax.nnx.projecting(layers, state):
-            projected = nnx.grad(loss)(layers, x[0], remat)
-            mapped = nnx.vmap(nnx.grad(loss), in_axes=(None, 0, None))(layers, x, remat)
-        assert_close(projected, expected, rtol=1e-3, atol=1e-4)
-        first = jax.tree.map(lambda g: g[0], nnx.to_pure_dict(mapped))
+        optimizer = optimizer_of(layers, state, fan_in=fan_in)
+        own = projected(loss, optimizer, layers, x[0], remat)
+        assert_close(own, expected, rtol=1e-3, atol=1e-4)
+        mapped = nnx.vmap(
+            lambda layers, x, optimizer=optimizer, remat=remat: nnx.to_pure_dict(
+                projected(loss, optimizer, layers, x, remat)
+            ),
+            in_axes=(None, 0),
+        )(layers, x)
+        first = jax.tree.map(lambda g: g[0], mapped)
         assert_close(first, nnx.to_pure_dict(expected), rtol=1e-3, atol=1e-4)
 
 
-def test_projecting_leaves_the_model_as_it_was():
-    model = Net(rgo_jax.nnx.Linear, nnx.Linear, nnx.Rngs(0))
-    before = nnx.graphdef(model)
-    state = rgo_jax.rgo(0.1).init(nnx.state(model))
-    with rgo_jax.nnx.projecting(model, state):
-        assert nnx.graphdef(model) != before
+def test_the_model_stays_as_it_was():
+    """Also after an error; what the loss changes on purpose is changed."""
+
+    class Counting(nnx.Module):
+        def __init__(self):
+            self.layer = rgo_jax.nnx.Linear(6, 3, rngs=nnx.Rngs(0))
+            self.calls = nnx.Variable(jnp.int32(0))
+
+    def loss(model, fail):
+        model.calls[...] += 1
+        value = jnp.sum(model.layer(jnp.ones((2, 6))))
+        if fail:
+            raise KeyError("loss")
+        return value
+
+    model = Counting()
+    before, params = nnx.graphdef(model), nnx.state(model, nnx.Param)
+    params = jax.tree.map(jnp.copy, params)
+    with_grad = rgo_jax.nnx.value_and_grad(loss, optimizer_of(model))
+    with_grad(model, False)
+    with pytest.raises(KeyError, match="loss"):
+        with_grad(model, True)
     assert nnx.graphdef(model) == before
-    with pytest.raises(KeyError, match="loss"), rgo_jax.nnx.projecting(model, state):
-        raise KeyError("loss")
-    assert nnx.graphdef(model) == before
+    assert_close(nnx.state(model, nnx.Param), params, rtol=0)
+    assert int(model.calls[...]) == 1
 
 
 def test_errors():
-    plain = Net(nnx.Linear, nnx.Linear, nnx.Rngs(0))
-    state = rgo_jax.rgo(0.1).init(nnx.state(plain))
-    with (
-        pytest.raises(ValueError, match=r"None of the projections.*of the Net.*let the optimizer"),
-        rgo_jax.nnx.projecting(plain, state),
-    ):
-        pass
-    with (
-        pytest.raises(ValueError, match="No RgoState"),
-        rgo_jax.nnx.projecting(plain, optax.sgd(0.1).init(nnx.state(plain))),
-    ):
-        pass
-    conv = rgo_jax.nnx.Conv(3, 2, (1, 1), mask=jnp.ones((1, 1, 3, 2)), rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match=r"mask is set on rgo_jax\.nnx\.Conv\(3, 2\).*flax\.nnx"):
-        conv(jnp.ones((1, 4, 4, 3)))
-    linear = rgo_jax.nnx.Linear(3, 2, dot_general=lambda *args: None, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match=r"dot_general is set.*flax\.nnx\.Linear"):
-        linear(jnp.ones((1, 3)))
-    linear = rgo_jax.nnx.Linear(3, 2, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="out_sharding is set"):
-        linear(jnp.ones((1, 3)), out_sharding=jax.sharding.PartitionSpec())
+    model, other = (rgo_jax.nnx.Linear(n, 2, rngs=nnx.Rngs(0)) for n in (5, 4))
+
+    def loss(model):
+        return jnp.sum(model(jnp.ones((1, 5))))
+
+    with pytest.raises(ValueError, match=r"'kernel' has shape \(5, 2\), but its projection has"):
+        rgo_jax.nnx.value_and_grad(loss, optimizer_of(other))(model)
+    net = Net(nnx.Linear, nnx.Linear, nnx.Rngs(0))
+    with pytest.raises(ValueError, match="model's parameters have no leaf 'a/bias'"):
+        rgo_jax.nnx.value_and_grad(loss, optimizer_of(net))(model)
+    sgd = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+    with pytest.raises(ValueError, match="No RgoState"):
+        rgo_jax.nnx.value_and_grad(loss, sgd)
 
 
-def test_layers_that_share_a_kernel():
+@pytest.mark.parametrize("second", [rgo_jax.nnx.Linear, nnx.Linear])
+def test_layers_that_share_a_kernel(second):
     class Tied(nnx.Module):
-        def __init__(self, second, rngs):
+        def __init__(self, rngs):
             self.a = rgo_jax.nnx.Linear(6, 6, rngs=rngs)
             self.b = second(6, 6, rngs=rngs)
             self.b.kernel = self.a.kernel
@@ -229,43 +251,13 @@ def test_layers_that_share_a_kernel():
     def loss(model):
         return jnp.sum(model(jax.random.normal(jax.random.key(0), (3, 6))) ** 2)
 
-    model = Tied(rgo_jax.nnx.Linear, nnx.Rngs(0))
+    model = Tied(nnx.Rngs(0))
     tx = rgo_jax.scale_by_rgo(normalize=False)
     plain = nnx.grad(loss)(model)
     state = rgo_jax.rls_update(tx.init(nnx.state(model)), plain)
     expected, _ = tx.update(plain, state)
-    with rgo_jax.nnx.projecting(model, state):
-        projected = nnx.grad(loss)(model)
-    assert_close(projected, expected, rtol=1e-3, atol=1e-3)
-
-    half = Tied(nnx.Linear, nnx.Rngs(0))
-    with (
-        pytest.raises(ValueError, match=r"'a/kernel' is shared with the layer 'b', which does not"),
-        rgo_jax.nnx.projecting(half, state),
-    ):
-        pass
-
-
-def test_projecting_inside_projecting_and_consolidating_inside():
-    model = Net(rgo_jax.nnx.Linear, rgo_jax.nnx.Linear, nnx.Rngs(0))
-    optimizer = nnx.Optimizer(model, rgo_jax.rgo(0.1, projected=True), wrt=nnx.Param)
-    x, y = jnp.ones((2, 4, 6)), jnp.zeros((2, 4), jnp.int32)
-
-    def output(model, batch):
-        return rgo_jax.curvature_output(model(batch[0], 0), batch[1])
-
-    rgo_jax.nnx.consolidate(model, optimizer, output, (x, y))
-
-    def gradient():
-        return nnx.grad(lambda model: cross_entropy(model(x[0], 0), y[0]))(model)
-
-    with rgo_jax.nnx.projecting(model, optimizer.opt_state):
-        before = gradient()
-        with rgo_jax.nnx.projecting(model, optimizer.opt_state):
-            pass
-        assert_close(gradient(), before, rtol=0)
-        with pytest.raises(ValueError, match=r"inside projecting\(\).*Call it outside"):
-            rgo_jax.nnx.consolidate(model, optimizer, output, (x, y))
+    own = projected(loss, optimizer_of(model, state), model)
+    assert_close(own, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_consolidation_of_models_that_count_and_draw():
@@ -295,7 +287,7 @@ def test_consolidation_of_models_that_count_and_draw():
     assert float(jnp.trace(optimizer.opt_state[0].projection["layer"]["kernel"][...])) < 5.9
 
 
-def test_projections_that_do_not_fit_are_refused_or_used_rightly():
+def test_fan_in_of_the_users_own():
     conv = rgo_jax.nnx.Conv(3, 64, (3, 3), use_bias=False, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (1, 5, 5, 3))
 
@@ -304,6 +296,7 @@ def test_projections_that_do_not_fit_are_refused_or_used_rightly():
 
     params, plain = nnx.state(conv), nnx.grad(loss)(conv)
     for spec in (
+        rgo_jax.FanIn(),
         rgo_jax.FanIn(num_axes=2),
         rgo_jax.FanIn(num_axes=2, blocks=3),
         rgo_jax.FanIn(blocks=3),
@@ -311,14 +304,5 @@ def test_projections_that_do_not_fit_are_refused_or_used_rightly():
     ):
         tx = rgo_jax.scale_by_rgo(fan_in={"kernel": spec}, normalize=False)
         state = rgo_jax.rls_update(tx.init(params), plain)
-        with rgo_jax.nnx.projecting(conv, state):
-            projected = nnx.grad(loss)(conv)
-        assert_close(projected, tx.update(plain, state)[0], rtol=1e-3, atol=1e-3)
-
-    linear = rgo_jax.nnx.Linear(5, 2, rngs=nnx.Rngs(0))
-    other = rgo_jax.rgo(0.1).init(nnx.state(rgo_jax.nnx.Linear(4, 2, rngs=nnx.Rngs(0))))
-    with (
-        rgo_jax.nnx.projecting(linear, other),
-        pytest.raises(ValueError, match=r"shape \(5, 2\) and was handed a projection of shape \(4"),
-    ):
-        linear(jnp.ones((1, 5)))
+        own = projected(loss, optimizer_of(conv, state, fan_in={"kernel": spec}), conv)
+        assert_close(own, tx.update(plain, state)[0], rtol=1e-3, atol=1e-3)

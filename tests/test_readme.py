@@ -26,7 +26,8 @@ def printed(code, capsys):
 def test_example(capsys):
     (code,) = code_in(README)
     first, second, sgd = map(ast.literal_eval, re.findall(r"`(\['.*?\])`", README))
-    rgo_line, sgd_line = "rgo_jax.rgo(0.1)", "rgo_jax.rgo(0.1, projected=True, normalize=False)"
+    rgo_line = "rgo_jax.consolidate(state, curvature, batches)"
+    sgd_line = "rgo_jax.consolidate(state, curvature, batches, alpha=1e9)"
     assert rgo_line in code
     assert f"`{sgd_line}`" in README
     for lines, claims in (

@@ -85,7 +85,7 @@ def test_no_device_ever_holds_a_whole_projection():
         import json, jax, jax.numpy as jnp, rgo_jax, rgo_jax.linen
         from jax.sharding import AxisType, NamedSharding, PartitionSpec
         mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-        layer, tx = rgo_jax.linen.Dense(40, use_bias=False), rgo_jax.rgo(0.1, projected=True)
+        layer, tx = rgo_jax.linen.Dense(40, use_bias=False), rgo_jax.rgo(0.1)
         params = layer.init(jax.random.key(0), jnp.zeros((1, 64)))["params"]
         shapes = jax.eval_shape(tx.init, params)
         shardings = rgo_jax.projection_sharding(shapes, mesh, "model")
@@ -94,10 +94,9 @@ def test_no_device_ever_holds_a_whole_projection():
         x = jax.device_put(jnp.ones((8, 64)), NamedSharding(mesh, PartitionSpec("data")))
 
         def gradient(params, state, x):
-            variables = {"projections": rgo_jax.linen.projections(state)}
             def loss(params):
-                return jnp.sum(layer.apply({"params": params} | variables, x) ** 2)
-            return jax.grad(loss)(params)
+                return jnp.sum(layer.apply({"params": params}, x) ** 2)
+            return rgo_jax.value_and_grad(loss, state)(params)[1]
 
         def end_of_task(state, v):
             return rgo_jax.consolidate(state, lambda v: {"kernel": v[:, None]}, v, block_size=16)
@@ -191,6 +190,7 @@ def test_fused_layers_in_shard_map_and_on_explicit_meshes():
         """
         import json, flax.linen as nn, jax, jax.numpy as jnp, numpy as np, rgo_jax, rgo_jax.linen
         from jax.sharding import AxisType, NamedSharding, PartitionSpec
+        from tests.gradients import projected
 
         def check(batch):
             x = jax.random.normal(jax.random.key(0), (batch, 6))
@@ -198,21 +198,18 @@ def test_fused_layers_in_shard_map_and_on_explicit_meshes():
             params = ours.init(jax.random.key(1), x)["params"]
             tx = rgo_jax.scale_by_rgo(normalize=False)
             state = rgo_jax.rls_update(tx.init(params), params)
-            handed = {"projections": rgo_jax.linen.projections(state)}
 
-            def grad(model, collections, params, x):
-                def loss(params):
-                    return jnp.sum(jnp.sin(model.apply({"params": params} | collections, x)))
-                return jax.grad(loss)(params)
+            def loss(params, model, x):
+                return jnp.sum(jnp.sin(model.apply({"params": params}, x)))
 
-            expected, _ = tx.update(grad(theirs, {}, params, x), state)
+            expected, _ = tx.update(jax.grad(loss)(params, theirs, x), state)
             everywhere, by_example = PartitionSpec(), PartitionSpec("data")
             results = []
             for kind in (AxisType.Auto, AxisType.Explicit):
                 mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,))
                 place = lambda tree, spec: jax.device_put(tree, NamedSharding(mesh, spec))
-                arguments = (*place((params, handed), everywhere), place(x, by_example))
-                function = lambda params, handed, x: grad(ours, handed, params, x)
+                arguments = (*place((params, state), everywhere), place(x, by_example))
+                function = lambda params, state, x: projected(loss, state, params, ours, x)
                 results.append(jax.jit(function)(*arguments))
                 if kind == AxisType.Auto:
                     specs = (everywhere, everywhere, by_example)

@@ -75,13 +75,12 @@ def test_without_the_trace_rule(form):
     assert np.linalg.norm(expected) < 0.95 * np.linalg.norm(grads)
     updates, _ = tx.update(grads, state)
     np.testing.assert_allclose(updates, expected, rtol=1e-5, atol=1e-6)
-    # What a layer has projected is left as it is.
-    tx = rgo_jax.scale_by_rgo(fan_in=fan_in, normalize=False, projected=True)
-    np.testing.assert_array_equal(tx.update(updates, state)[0], updates)
+    # What is projected already is left as it is.
+    np.testing.assert_array_equal(tx.update(rgo_jax.Projected(updates), state)[0], updates)
 
 
 @pytest.mark.parametrize("form", ["full", "blocks", "diagonal"])
-def test_what_layers_have_projected_is_given_the_trace_rule(form):
+def test_what_is_projected_is_given_the_trace_rule(form):
     """From ``P g`` the transform makes ``(d / tr P) P g``, of blocks one by one."""
     fan_in = {
         "full": None,
@@ -93,7 +92,7 @@ def test_what_layers_have_projected_is_given_the_trace_rule(form):
     state = rgo_jax.rls_update(tx.init(grads), jax.random.normal(jax.random.key(0), (6, 3)))
     p = np.asarray(state.projection, np.float64)
     by_layers, _ = rgo_jax.scale_by_rgo(fan_in=fan_in, normalize=False).update(grads, state)
-    updates, _ = rgo_jax.scale_by_rgo(fan_in=fan_in, projected=True).update(by_layers, state)
+    updates, _ = tx.update(rgo_jax.Projected(by_layers), state)
     if form == "blocks":
         scale = np.repeat([3 / np.trace(block) for block in p], 3)[:, None]
     else:
@@ -147,35 +146,11 @@ def test_projected_leaf_by_leaf():
     state = rgo_jax.rls_update(tx.init(params), params)
     all_by_transform, _ = tx.update(params, state)
     by_layers, _ = rgo_jax.scale_by_rgo(normalize=False).update(params, state)
-    given = {"a": by_layers["a"], "b": params["b"]}
-    mixed, _ = rgo_jax.scale_by_rgo(projected={"a": True, "b": False}).update(given, state)
+    given = {"a": rgo_jax.Projected(by_layers["a"]), "b": params["b"]}
+    mixed, _ = tx.update(given, state, params)
     jax.tree.map(np.testing.assert_array_equal, mixed, all_by_transform)
     assert np.abs(mixed["a"] - params["a"]).max() > 0.1
     assert np.abs(mixed["a"] - by_layers["a"]).max() > 1e-3  # the trace rule
-    # Of leaves that RGO does not cover nothing is asked.
-    marks = {"a": np.True_, "b": np.False_, "c": np.zeros(2)}
-    numpys = rgo_jax.scale_by_rgo(projected=marks).update(given, state)
-    jax.tree.map(np.testing.assert_array_equal, numpys[0], mixed)
-    with pytest.raises(ValueError, match=r"projected has None for 'b'.*It has 'a'"):
-        rgo_jax.scale_by_rgo(projected={"a": True}).update(params, state)
-    with pytest.raises(ValueError, match="projected has 1 for 'a'"):
-        rgo_jax.scale_by_rgo(projected={"a": 1, "b": 0}).update(params, state)
-
-
-def test_marks_are_looked_through_once_whatever_the_number_of_leaves(monkeypatch):
-    seen = []
-    real = rgo_jax._tree.unboxed
-    monkeypatch.setattr(rgo_jax._tree, "unboxed", lambda tree: [seen.append(0), real(tree)][1])
-
-    def count(leaves):
-        params = {str(i): jnp.ones((1, 1)) for i in range(leaves)}
-        tx = rgo_jax.scale_by_rgo(projected=dict.fromkeys(params, True))
-        state = tx.init(params)
-        seen.clear()
-        tx.update(params, state)
-        return len(seen)
-
-    assert count(2) == count(20) > 0
 
 
 def test_works_under_jit_vmap_and_scan_alike():

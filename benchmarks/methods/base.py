@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+import rgo_jax
 from benchmarks.tasks import Task
 
 Batch = tuple[jax.Array, jax.Array]
@@ -36,9 +37,8 @@ class Problem(NamedTuple):
 
     Attributes:
       init: from a key to fresh parameters.
-      logits: ``(params, x, task_id, projections=None, subspace=None, statistics=None) ->
-        [b, num_classes]``. With the collection of `rgo_jax.linen.projections` the gradients of
-        protected parameters are projected. With orthonormal columns ``subspace [features, rank]``
+      logits: ``(params, x, task_id, subspace=None, statistics=None) -> [b, num_classes]``. With
+        orthonormal columns ``subspace [features, rank]``
         the head receives what of the features lies in them. With ``statistics`` batch normalisation
         is by them, without by the batch's own.
       protected: from parameters to a mask (a prefix tree of bools): those trained in more than
@@ -187,16 +187,25 @@ class TrainState(NamedTuple):
 
 
 def loss_and_grads(
-    problem: Problem, params: Any, batch: Batch, task_id: jax.Array, projections: Any = None
+    problem: Problem, params: Any, batch: Batch, task_id: jax.Array, rgo_state: Any = None
 ) -> tuple[jax.Array, Any]:
-    """Mean loss of a batch and its gradient; ``projections`` as for `Problem.logits`."""
+    """Mean loss of a batch and its gradient, with ``rgo_state`` as `rgo_jax.value_and_grad` has it.
+
+    Args:
+      problem: the network.
+      params: its parameters.
+      batch: examples and labels.
+      task_id: int32 scalar.
+      rgo_state: an optimizer state with projections; by default the gradient is the plain one.
+    """
     x, y = batch
 
     def loss_fn(params: Any) -> jax.Array:
-        logits = problem.logits(params, x, task_id, projections)
-        return jnp.mean(problem.losses(logits, y))
+        return jnp.mean(problem.losses(problem.logits(params, x, task_id), y))
 
-    return jax.value_and_grad(loss_fn)(params)
+    if rgo_state is None:
+        return jax.value_and_grad(loss_fn)(params)
+    return rgo_jax.value_and_grad(loss_fn, rgo_state)(params)
 
 
 def sgd_optimizer(problem: Problem) -> optax.GradientTransformation:
@@ -207,13 +216,9 @@ def sgd_optimizer(problem: Problem) -> optax.GradientTransformation:
 def gradient_method(
     problem: Problem,
     optimizer: optax.GradientTransformation,
-    projections: Callable[[optax.OptState], Any] | None = None,
+    is_rgo: bool = False,
 ) -> Method:
-    """Training with an optax optimizer and nothing else.
-
-    Where ``projections`` takes the layers' projections from the optimizer's state, the layers
-    project their gradients themselves.
-    """
+    """Training with an optax optimizer and nothing else; ``is_rgo``: RGO is part of it."""
 
     def init(key: jax.Array) -> TrainState:
         params = problem.init(key)
@@ -228,8 +233,8 @@ def gradient_method(
         return state._replace(opt_state=optax.tree.set(state.opt_state, trace=still))
 
     def step(state: TrainState, batch: Batch, task: Task) -> tuple[TrainState, jax.Array]:
-        handed = None if projections is None else projections(state.opt_state)
-        loss, grads = loss_and_grads(problem, state.params, batch, task.id, handed)
+        rgo_state = state.opt_state if is_rgo else None
+        loss, grads = loss_and_grads(problem, state.params, batch, task.id, rgo_state)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         # The same forward pass as the loss's, which XLA sees.
         statistics = problem.statistics.update(state.statistics, state.params, batch[0], task.id)

@@ -13,7 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 
+import rgo_jax
 import rgo_jax.linen
 from benchmarks.methods.base import Batch, Method, Problem, loss_and_grads, nothing_to_start
 from benchmarks.tasks import Task
@@ -26,8 +28,8 @@ class ProjectedState(NamedTuple):
       params: the network's.
       opt_state: the optimizer's.
       memory: the method's.
-      projections: what is made of it: nested dicts of symmetric ``[d, d]``, as
-        `rgo_jax.linen.projections` gives them.
+      projections: what is made of it: nested dicts like ``params`` of symmetric ``[d, d]``, without
+        the parameters of other layers.
     """
 
     params: Any
@@ -96,7 +98,19 @@ def projecting_method(
         return ProjectedState(params, optimizer.init(params), memory, matrices(memory))
 
     def step(state: ProjectedState, batch: Batch, task: Task) -> tuple[ProjectedState, jax.Array]:
-        loss, grads = loss_and_grads(problem, state.params, batch, task.id, state.projections)
+        projections = traverse_util.flatten_dict(state.projections)
+        kernels = {path: p for path, p in projections.items() if path[-1] == "kernel"}
+        loss, grads = loss_and_grads(
+            problem, state.params, batch, task.id, _rgo_state(traverse_util.unflatten_dict(kernels))
+        )
+
+        def project(path: tuple[str, ...], gradient: Any) -> jax.Array:
+            if isinstance(gradient, rgo_jax.Projected):
+                return gradient.gradient
+            return gradient * projections[path][0, 0] if path in projections else gradient
+
+        flat = traverse_util.flatten_dict(grads)
+        grads = traverse_util.unflatten_dict({path: project(path, g) for path, g in flat.items()})
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return state._replace(params=params, opt_state=opt_state), loss
@@ -111,7 +125,11 @@ def projecting_method(
     return Method(init, nothing_to_start, step, end_task, logits, memory=lambda state: state.memory)
 
 
-# Those that can be handed a projection.
+def _rgo_state(projections: Any) -> rgo_jax.RgoState:
+    """A state for `rgo_jax.value_and_grad`, with projections of our own."""
+    return rgo_jax.RgoState(jnp.int32(0), projections, num_skipped=(), energy=())
+
+
 _LAYERS = (rgo_jax.linen.Dense, rgo_jax.linen.Conv)
 
 

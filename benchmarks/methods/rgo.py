@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 
 import rgo_jax
-import rgo_jax.linen
 from benchmarks.methods.base import (
     Batch,
     Method,
@@ -70,7 +69,7 @@ def rgo(problem: Problem) -> Method:
     is_protected = _with_biases if options.protect_biases else _without_biases
     optimizer = optax.chain(
         optax.masked(
-            rgo_jax.scale_by_rgo(projected=True, normalize=options.normalize),
+            rgo_jax.scale_by_rgo(normalize=options.normalize),
             lambda params: is_protected(params, problem.protected(params)),
         ),
         sgd_optimizer(problem),
@@ -113,9 +112,9 @@ def rgo(problem: Problem) -> Method:
         return state._replace(opt_state=opt_state)
 
     def memory(state: TrainState) -> Any:
-        return rgo_jax.linen.projections(state.opt_state)
+        return optax.tree.get(state.opt_state, "projection")
 
-    method = gradient_method(problem, optimizer, rgo_jax.linen.projections)
+    method = gradient_method(problem, optimizer, is_rgo=True)
     if not options.online:
         return method._replace(end_task=end_task, memory=memory)
 
@@ -136,5 +135,6 @@ def _with_biases(params: Any, protected: Any) -> Any:
 
 def _without_biases(params: Any, protected: Any) -> Any:
     """The same without vectors."""
+    matrices = jax.tree.map(lambda leaf: leaf.ndim > 1, params)
     whole = _with_biases(params, protected)
-    return jax.tree.map(lambda leaf, keep: keep and leaf.ndim > 1, params, whole)
+    return jax.tree.map(lambda keep, is_matrix: keep and is_matrix, whole, matrices)

@@ -4,5 +4,3 @@ from rgo_jax.linen._encoding import FeatureEncoding as FeatureEncoding
 from rgo_jax.linen._encoding import encodings as encodings
 from rgo_jax.linen._layers import Conv as Conv
 from rgo_jax.linen._layers import Dense as Dense
-from rgo_jax.linen._layers import projected_by as projected_by
-from rgo_jax.linen._layers import projections as projections

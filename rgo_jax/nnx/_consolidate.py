@@ -8,7 +8,7 @@ from flax import nnx
 
 from rgo_jax import _rls, _warnings
 from rgo_jax._columns import Columns
-from rgo_jax.nnx import _layers
+from rgo_jax.nnx import _gradients
 
 
 def consolidate(
@@ -37,7 +37,7 @@ def consolidate(
       block_size: as for `rgo_jax.consolidate`.
 
     Raises:
-      ValueError: as `rgo_jax.consolidate`; or it is called inside `projecting`.
+      ValueError: as `rgo_jax.consolidate`.
 
     Warns:
       BatchNormWarning: if the model has batch normalisation.
@@ -58,12 +58,6 @@ def consolidate(
       >>> int(optimizer.opt_state[0].num_updates[...])
       5
     """
-    for layer, name, _ in _layers.projected_parameters(model):
-        if _layers.lent(layer, name) is not None:
-            raise ValueError(
-                "consolidate was called inside projecting(), where gradients are projected ones. "
-                "Call it outside."
-            )
     if nnx.to_flat_state(nnx.state(model, nnx.BatchStat)):
         _warnings.warn_of_running_statistics(f"{type(model).__name__} has batch normalisation")
     graph, params, rest = nnx.split(model, optimizer.wrt, ...)  # type: ignore[misc]
@@ -73,8 +67,8 @@ def consolidate(
         return output_fn(nnx.merge(graph, params, rest, copy=True), batch)
 
     state = _rls.consolidate(
-        _layers.arrays(optimizer.opt_state),
-        lambda batch: _layers.arrays(jax.grad(output)(params, batch)),
+        _gradients.arrays(optimizer.opt_state),
+        lambda batch: _gradients.arrays(jax.grad(output)(params, batch)),
         batches,
         alpha=alpha,
         columns=columns,

@@ -18,7 +18,7 @@ def linear_problem(w, num_tasks=2):
     w = jnp.asarray(w, jnp.float32)
     return Problem(
         init=lambda key: {"w": w},
-        logits=lambda params, x, task_id, projections=None, statistics=None: x @ params["w"],
+        logits=lambda params, x, task_id, statistics=None: x @ params["w"],
         protected=lambda params: {"w": True},
         freeze=lambda params, task_id: params,
         losses=optax.softmax_cross_entropy_with_integer_labels,
@@ -49,9 +49,8 @@ def cross_entropy_grad(w, x, y):
 def network_problem(module, input_shape, params=None):
     """A Flax module as a problem, from parameters of its own or from these."""
 
-    def logits(params, x, task_id, projections=None, statistics=None):
-        handed = {} if projections is None else {"projections": projections}
-        return module.apply({"params": params, **handed}, x)
+    def logits(params, x, task_id, statistics=None):
+        return module.apply({"params": params}, x)
 
     blank = jnp.zeros((1, *input_shape))
     return linear_problem(np.zeros((1, 2)))._replace(

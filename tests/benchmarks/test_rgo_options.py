@@ -51,7 +51,7 @@ def after_task(method, task, state=None):
 
 
 def kept_of(state):
-    return linen.projections(state.opt_state)
+    return optax.tree.get(state.opt_state, "projection")
 
 
 def num_updates_of(state):

@@ -1,0 +1,88 @@
+"""Loss and projected gradients, from an optimizer's state."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from rgo_jax import _leaf, _state, _tree
+from rgo_jax._leaf import Leaf
+from rgo_jax._projected import Projected
+
+
+def value_and_grad(
+    loss_fn: Callable[..., Any], opt_state: optax.OptState, *, has_aux: bool = False
+) -> Callable[..., tuple[Any, Any]]:
+    """`jax.value_and_grad` with projected gradients, for ``tx.update`` as it is.
+
+    ``tx.update`` projects plain gradients itself, with a product ``[d, d] x [d, m]`` for each
+    parameter. With gradients from here it does not, and layers of `rgo_jax.linen` and `rgo_jax.nnx`
+    save that product in their backward pass wherever a batch has fewer rows than the layer has
+    outputs: training then costs little more than with SGD. Every gradient is right whatever the
+    model is made of; what is not such a layer, or hides its parameter from it (weight
+    normalisation, a mask, `jax.checkpoint`, a scan over layers), takes the product.
+
+    For training only: `rgo_jax.rls_update` and `rgo_jax.consolidate` need plain gradients, of
+    `jax.grad`, and refuse these. Forward-mode differentiation of ``loss_fn`` is not supported.
+
+    Args:
+      loss_fn: ``(params, *args, **kwargs) -> loss``, a real scalar; with ``has_aux``
+        ``(loss, aux)``.
+      opt_state: the current state of any optax transform that contains `rgo_jax.scale_by_rgo`.
+      has_aux: as in `jax.value_and_grad`.
+
+    Returns:
+      A function of ``(params, *args, **kwargs)`` that returns the loss and the gradients: a tree
+      like ``params``, with a `rgo_jax.Projected` for each parameter that has a P. It is pure, to be
+      used under `jax.jit`, `jax.vmap` and `jax.lax.scan` as that of `jax.value_and_grad`.
+
+    Raises:
+      ValueError: no `rgo_jax.RgoState` in ``opt_state``; called with ``params`` that do not match.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, rgo_jax, rgo_jax.linen
+      >>> model, tx = rgo_jax.linen.Dense(3), rgo_jax.rgo(0.1)
+      >>> params = model.init(jax.random.key(0), jnp.ones((2, 4)))["params"]
+      >>> @jax.jit
+      ... def step(params, opt_state, x):
+      ...     def loss_fn(params):
+      ...         return jnp.mean(model.apply({"params": params}, x) ** 2)
+      ...     loss, grads = rgo_jax.value_and_grad(loss_fn, opt_state)(params)
+      ...     updates, opt_state = tx.update(grads, opt_state, params)
+      ...     return optax.apply_updates(params, updates), opt_state, loss
+      >>> params, opt_state, loss = step(params, tx.init(params), jnp.ones((2, 4)))
+
+    References:
+      Appendix B.2. https://arxiv.org/abs/2201.12522
+    """
+    projections = _state.find_projections(opt_state)
+
+    def loss_and_grads(params: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        _state.check_paths(projections, _tree.leaves_by_path(params), "parameters")
+
+        def loss(params: Any) -> Any:
+            leaves = []
+
+            def pass_on(path: _tree.Path, parameter: jax.Array) -> jax.Array:
+                if path not in projections:
+                    return parameter
+                projection, _ = _state.pair(path, parameter, projections, "parameters")
+                leaves.append(Leaf(_leaf.project(parameter, projection), parameter, projection))
+                return leaves[-1].passed_on
+
+            passed_on = _tree.map_with_path(pass_on, params)
+            with _leaf.recognised(leaves):
+                return loss_fn(passed_on, *args, **kwargs)
+
+        value, grads = jax.value_and_grad(loss, has_aux=has_aux)(params)
+        return value, marked(grads, projections)
+
+    return loss_and_grads
+
+
+def marked(grads: Any, projections: dict[_tree.Path, Any]) -> Any:
+    """The gradients, with a `Projected` for each that has a projection."""
+    return _tree.map_with_path(
+        lambda path, leaf: Projected(leaf) if path in projections else leaf, grads
+    )
