@@ -15,7 +15,7 @@ from rich.console import Console
 
 from benchmarks import ablation, data, experiment, figures, presets, report, results
 from benchmarks.initializers import INITIAL_VALUES
-from benchmarks.jobs import Job
+from benchmarks.jobs import Job, reserved
 from benchmarks.layers import BIASES, HEADS
 from benchmarks.methods import METHODS
 from benchmarks.networks import ARCHITECTURES
@@ -30,13 +30,20 @@ _ABLATION = "ablation"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    console = Console()
+    console = Console(markup=False)  # Square brackets in a path are no markup.
     try:
         if argv[:1] == ["report"]:
             return _report(argv[1:], console)
         return _run(argv, console)
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(
+            f"error: {error}. What had been saved is whole. Make room there or choose another "
+            "folder, and give the command again; --resume goes on with runs.",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print(
@@ -231,26 +238,22 @@ def _run(argv: list[str], console: Console) -> int:
         name: _jobs(name, cases(name), arguments, origin)
         for name in dict.fromkeys(arguments.benchmarks or default)
     }
-    try:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"--out is {arguments.out}: {error}. Choose a folder that can be written to."
-        ) from error
-    for benchmark_jobs in jobs.values():
-        finished = []
-        for job in benchmark_jobs:
-            result = job.finished() if arguments.resume else None
-            finished.append(result or job.run(arguments.resume, console))
-        benchmark, count = finished[0].benchmark, len(arguments.seeds)
-        console.print(
-            f"{benchmark}, preset {arguments.preset}, {count} seed{'s' if count > 1 else ''}; "
-            "percent after the last task, mean ± standard deviation"
-        )
-        console.print(report.terminal_table(finished))
-        figure = arguments.out / benchmark / "accuracy"
-        figures.accuracy(benchmark, finished, figure)
-        console.print(f"Results and {figure.with_suffix('.png')} are in {arguments.out}.")
+    every = [job for benchmark_jobs in jobs.values() for job in benchmark_jobs]
+    with reserved(every, arguments.resume):
+        for benchmark_jobs in jobs.values():
+            finished = []
+            for job in benchmark_jobs:
+                result = job.finished(console) if arguments.resume else None
+                finished.append(result or job.run(arguments.resume, console))
+            benchmark, count = finished[0].benchmark, len(arguments.seeds)
+            console.print(
+                f"{benchmark}, preset {arguments.preset}, {count} seed{'s' if count > 1 else ''}; "
+                "percent after the last task, mean ± standard deviation"
+            )
+            console.print(report.terminal_table(finished))
+            figure = arguments.out / benchmark / "accuracy"
+            figures.accuracy(benchmark, finished, figure)
+            console.print(f"Results and {figure.with_suffix('.png')} are in {arguments.out}.")
     return 0
 
 
@@ -293,8 +296,7 @@ def _jobs(
     """The runs of a benchmark, one for each method with its changes to the preset.
 
     Raises:
-      ValueError: a run is not possible, there is an interrupted one, or its result would replace
-        one of other data.
+      ValueError: a run is not possible.
     """
     jobs: list[Job] = []
     whole: data.Dataset | None = None
@@ -326,12 +328,6 @@ def _jobs(
         )
         if any(job.path == other.path for other in jobs):
             continue  # Its change is what the preset has.
-        job.check()
-        if job.checkpoints().exists() and not arguments.resume:
-            raise ValueError(
-                f"{job.checkpoints().folder}: an interrupted run of {method}. Go on with it by "
-                "--resume, or delete the folder to begin anew."
-            )
         jobs.append(job)
     return jobs
 

@@ -1,7 +1,8 @@
-"""Checkpoints of a run, one after each task, so that a killed run goes on where it was."""
+"""The checkpoint of a run, written after each task, so that a killed run goes on where it was."""
 
+import itertools
 import json
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import presets
-from benchmarks.files import digest
+from benchmarks.files import digest, replacing
 from benchmarks.train import Progress
 
 _MEASURED = ("r", "train", "losses", "task_seconds")
 
 
 class Checkpoints:
-    """The latest checkpoint of one run, in a folder of its own.
+    """The latest checkpoint of one run: one ``.npz`` file, whatever its name.
+
+    It holds seeds without the doubles that fill up the devices, so the number of devices may be
+    another when the run goes on.
 
     Args:
-      folder: made with the first checkpoint.
+      path: the file.
       experiment: all that decides the run's numbers, as JSON has it; a checkpoint of another
         experiment is refused.
       origin: where what is measured from now on comes from, as `benchmarks.results.provenance`
@@ -30,34 +34,47 @@ class Checkpoints:
       origins: where the run's numbers come from: a checkpoint's, once restored, then ``origin``.
     """
 
-    def __init__(self, folder: Path, experiment: dict[str, Any], origin: dict[str, Any]) -> None:
-        self.folder = folder.absolute()  # orbax takes no other
+    def __init__(self, path: Path, experiment: dict[str, Any], origin: dict[str, Any]) -> None:
+        self.path = path
         self.experiment = json.loads(json.dumps(experiment))
         self.origins = [origin]
 
     def exists(self) -> bool:
         """Whether there is something to go on from."""
-        return self.folder.is_dir() and self._latest() is not None
+        return self.path.exists()
+
+    def check_readable(self) -> None:
+        """Reads the whole file.
+
+        Raises:
+          ValueError: it is not what was written.
+        """
+        self._read()
 
     def save(self, progress: Progress) -> None:
-        """Writes a checkpoint, then removes the one before: a kill leaves one of them whole."""
-        import orbax.checkpoint as ocp
+        """Writes a checkpoint and reads it back; then it takes the place of the one before.
 
-        with self._manager() as manager:
-            manager.save(
-                progress.tasks_done,
-                args=ocp.args.Composite(
-                    experiment=ocp.args.JsonSave(self.experiment),
-                    origins=ocp.args.JsonSave(self.origins),
-                    measured=ocp.args.StandardSave(_measured(progress)),
-                    state=ocp.args.StandardSave(progress.state),
-                    # orbax does not find out whether a disk gives back what it was given.
-                    digest=ocp.args.JsonSave({"sha256": _digest(progress)}),
-                ),
-            )
+        Raises:
+          OSError: it cannot be written, or not be read back.
+        """
+        about = {
+            "experiment": self.experiment,
+            "origins": self.origins,
+            "tasks_done": progress.tasks_done,
+        }
+        content = {"about": np.array(json.dumps(about))}
+        content |= {name: getattr(progress, name) for name in _MEASURED}
+        num_seeds = len(progress.r)
+        content |= {name: _raw(leaf)[:num_seeds] for name, leaf in _named(progress.state)}
+        written = _digest(content)
+        with replacing(self.path) as temporary:
+            with temporary.open("wb") as file:
+                np.savez(file, **content, digest=np.array(written))  # type: ignore[arg-type]
+            if not _holds(temporary, written):
+                raise OSError("what was read back is not what had been written")
 
     def restore(self, fresh: Progress) -> Progress:
-        """Reads the latest checkpoint.
+        """Reads the checkpoint.
 
         Args:
           fresh: of the same run before its first task, to tell shapes and devices.
@@ -65,45 +82,44 @@ class Checkpoints:
         Raises:
           ValueError: it is unreadable, not what was written, or of another experiment.
         """
-        import orbax.checkpoint as ocp
-
-        step = self._latest()
+        content = self._read()
+        about = json.loads(content["about"].item())
+        self._check(about["experiment"])
+        names = [name for name, _ in _named(fresh.state)]
         try:
-            with self._manager() as manager:
-                found = manager.restore(
-                    step, args=ocp.args.Composite(experiment=ocp.args.JsonRestore())
-                ).experiment
-                self._check(found)
-                restored = manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        origins=ocp.args.JsonRestore(),
-                        measured=ocp.args.StandardRestore(_measured(fresh)),
-                        state=ocp.args.StandardRestore(
-                            jax.tree.map(ocp.utils.to_shape_dtype_struct, fresh.state)
-                        ),
-                        digest=ocp.args.JsonRestore(),
-                    ),
-                )
-            measured = {name: np.asarray(restored.measured[name]) for name in _MEASURED}
-            progress = Progress(tasks_done=int(step or 0), state=restored.state, **measured)
-            if restored.digest != {"sha256": _digest(progress)}:
-                raise ValueError("its numbers are not those that were written")
-            origins = [*restored.origins, *self.origins]
-        except _OtherExperimentError:
-            raise
-        # orbax raises many kinds for files that are missing or cut short.
-        except Exception as error:
-            raise ValueError(
-                f"{self.folder}: the checkpoint after task {step} cannot be read ({error}). Delete "
-                "the folder to begin this run anew; finished results are not touched."
-            ) from error
-        self.origins = origins
-        return progress
+            state = jax.tree.unflatten(
+                jax.tree.structure(fresh.state),
+                [_placed(content[name], leaf) for name, leaf in _named(fresh.state)],
+            )
+        except (KeyError, ValueError) as error:
+            kept = sorted(name for name in content if name.startswith("state"))
+            raise self._unreadable(f"its state is {kept}; expected {names}") from error
+        self.origins = [*about["origins"], *self.origins]
+        measured = {name: content[name] for name in _MEASURED}
+        return Progress(tasks_done=about["tasks_done"], state=state, **measured)
 
     def discard(self) -> None:
-        """Removes the folder: the run is finished, and its results are saved."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Removes the file: the run is finished, and its results are saved."""
+        self.path.unlink(missing_ok=True)
+
+    def _read(self) -> dict[str, np.ndarray]:
+        try:
+            # Opened here: numpy leaves a file open that is cut short.
+            with self.path.open("rb") as file, np.load(file) as found:
+                content = dict(found)
+            # Of disks that give back something else than they were given.
+            if content["digest"].item() != _digest(content):
+                raise ValueError("its numbers are not those that were written")
+        # A damaged file raises many kinds, from `zipfile`, `numpy` and `ast`.
+        except Exception as error:
+            raise self._unreadable(str(error)) from error
+        return content
+
+    def _unreadable(self, reason: str) -> ValueError:
+        return ValueError(
+            f"{self.path}: the checkpoint cannot be read ({reason}). Delete it to begin this run "
+            "anew; finished results are not touched."
+        )
 
     def _check(self, found: dict[str, Any]) -> None:
         keys = found.keys() | self.experiment.keys()
@@ -112,34 +128,49 @@ class Checkpoints:
             default = presets.DEFAULTS.get(key)
             ours, theirs = self.experiment.get(key, default), found.get(key, default)
             if ours != theirs:
-                raise _OtherExperimentError(
-                    f"{self.folder}: a checkpoint of another run: its {key} is {theirs!r}; this "
+                raise ValueError(
+                    f"{self.path}: a checkpoint of another run: its {key} is {theirs!r}; this "
                     f"one's is {ours!r}. Go on with it as it was begun, choose another --out, or "
-                    "delete the folder to begin anew."
+                    "delete it to begin anew."
                 )
 
-    def _latest(self) -> int | None:
-        with self._manager() as manager:
-            return manager.latest_step()
 
-    def _manager(self) -> Any:
-        import orbax.checkpoint as ocp
-
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-        return ocp.CheckpointManager(self.folder, options=options)
+def _named(state: Any) -> list[tuple[str, Any]]:
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return [(f"state{jax.tree_util.keystr(path)}", leaf) for path, leaf in leaves]
 
 
-class _OtherExperimentError(ValueError):
-    pass
+def _is_key(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _measured(progress: Progress) -> dict[str, np.ndarray]:
-    return {name: getattr(progress, name) for name in _MEASURED}
+def _raw(leaf: jax.Array) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
-def _digest(progress: Progress) -> str:
-    def on_host(leaf: Any) -> np.ndarray:
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+def _placed(saved: np.ndarray, fresh: jax.Array) -> jax.Array:
+    """What was saved of each seed, on the devices of ``fresh``, which may have more doubles."""
+    doubles = np.repeat(saved[-1:], len(fresh) - len(saved), axis=0)
+    whole: Any = np.concatenate([saved, doubles])
+    if _is_key(fresh):
+        whole = jax.random.wrap_key_data(whole, impl=jax.random.key_impl(fresh))
+    if (whole.shape, whole.dtype) != (fresh.shape, fresh.dtype):
+        raise ValueError("another shape")
+    return jax.device_put(whole, fresh.sharding)
 
-    return digest(map(on_host, jax.tree.leaves((_measured(progress), progress.state))))
+
+def _digest(content: Mapping[str, np.ndarray]) -> str:
+    """Of names and numbers, which are looked up one after the other."""
+    names = sorted(content.keys() - {"digest"})
+    return digest(itertools.chain.from_iterable((np.array(n), content[n]) for n in names))
+
+
+def _holds(path: Path, written: str) -> bool:
+    """Whether a file can be read and has this digest."""
+    try:
+        with path.open("rb") as file, np.load(file) as found:
+            return _digest(found) == written
+    except OSError:
+        raise
+    except Exception:  # As above.
+        return False

@@ -1,18 +1,19 @@
 """A run of one method: what it is called, how it goes on after a kill, where its result goes."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks import data, experiment, presets, results, train
 from benchmarks.checkpoints import Checkpoints
+from benchmarks.files import locked
 from benchmarks.methods import METHODS
 
 
@@ -55,36 +56,55 @@ class Job(NamedTuple):
         name = results.file_name(self.method, self.config.preset, self.changes, self.seeds)
         return self.out / self.benchmark / name
 
+    @property
+    def checkpoint_path(self) -> Path:
+        """The file of the checkpoint."""
+        return self.path.with_suffix(".checkpoint")
+
     def checkpoints(self) -> Checkpoints:
         """Those of this run, whether there are any or not."""
         experiment = self.description | {
             "method": self.method,
             "seeds": list(self.seeds),
             "data": self.dataset.fingerprint(),
-            "devices": jax.local_device_count(),
         }
-        return Checkpoints(self.path.with_suffix(".checkpoint"), experiment, self.origin)
+        return Checkpoints(self.checkpoint_path, experiment, self.origin)
 
-    def finished(self) -> results.Result | None:
+    def finished(self, console: Console) -> results.Result | None:
         """The result of an earlier run of the same experiment, unless a later one is unfinished."""
-        if not self.path.exists() or self.checkpoints().exists():
+        if not self.path.exists():
             return None
         found = results.load(self.path)
-        same = found.config == json.loads(json.dumps(self.description))
-        return found if same else None
+        if found.config != json.loads(json.dumps(self.description)):
+            return None
+        checkpoints = self.checkpoints()
+        if checkpoints.exists():
+            try:
+                checkpoints.check_readable()
+            except ValueError as error:
+                console.print(f"{error} {self.path} is whole, and taken.", highlight=False)
+            else:
+                return None
+        return found
 
-    def check(self) -> None:
-        """Finds out whether the result's place is free, or has an earlier one of the same data.
+    def check(self, resume: bool) -> None:
+        """Finds out whether nothing that is there would be lost or mistaken.
 
         Raises:
-          ValueError: it has one of other data.
+          ValueError: there is a result of other data, or an interrupted run and this is not to
+            ``resume`` it.
         """
-        if not self.path.exists():
-            return
-        if not results.may_be_of(results.load(self.path), self.dataset.fingerprint()):
+        if self.path.exists() and not results.may_be_of(
+            results.load(self.path), self.dataset.fingerprint()
+        ):
             raise ValueError(
                 f"{self.path} is the result of other data than {self.config.dataset}, of the same "
                 "name. Choose another --out, or rename the data."
+            )
+        if self.checkpoint_path.exists() and not resume:
+            raise ValueError(
+                f"{self.checkpoint_path}: an interrupted run of {self.method}. Go on with it by "
+                "--resume, or delete it to begin anew."
             )
 
     def run(self, resume: bool, console: Console) -> results.Result:
@@ -118,6 +138,32 @@ class Job(NamedTuple):
         results.save(result, self.out)
         checkpoints.discard()
         return result
+
+
+@contextlib.contextmanager
+def reserved(jobs: Sequence[Job], resume: bool) -> Iterator[None]:
+    """Keeps other processes from these runs, after finding out that all of them can be saved.
+
+    Args:
+      jobs: the runs of a command.
+      resume: whether interrupted ones are to go on.
+
+    Raises:
+      ValueError: a run's folder cannot be written to, another process is at it, or `Job.check`.
+    """
+    with contextlib.ExitStack() as stack:
+        for job in jobs:
+            try:
+                job.out.mkdir(parents=True, exist_ok=True)
+                # Its longest name: one that is too long is found out here.
+                lock = job.path.with_name(f".{job.checkpoint_path.name}.lock")
+                stack.enter_context(locked(lock))
+            except OSError as error:
+                raise ValueError(
+                    f"--out is {job.out}: {error}. Choose a folder that can be written to."
+                ) from error
+            job.check(resume)
+        yield
 
 
 def progress_bar(console: Console, get_time: Callable[[], float] | None = None) -> Progress:

@@ -192,7 +192,6 @@ def save(result: Result, folder: Path) -> Path:
     # A line for each field, so that a change reads well in a diff.
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
     path = folder / result.benchmark / result.file_name
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(f"{{\n{lines}\n}}\n")
     return path

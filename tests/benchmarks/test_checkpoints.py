@@ -1,6 +1,9 @@
 """Runs that are killed, and go on."""
 
+import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -13,21 +16,21 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as cli
-from benchmarks import results
+from benchmarks import results, train
 from benchmarks.checkpoints import Checkpoints
 from benchmarks.train import Progress
 
 ROOT = Path(__file__).parent.parent.parent
-RUN = ["permuted-digits", "--methods", "sgd,rgo", "--seeds", "2", "--num-tasks", "6"]
+RUN = ["permuted-digits", "--methods", "sgd,rgo", "--seeds", "3", "--num-tasks", "6"]
 ORIGIN = {"commit": "a" * 40, "versions": {"jax": "1"}, "device": "d", "command": "c", "date": ""}
 
 
 def kill_after_second_task(out):
     """Starts the run in a process of its own, and kills it while rgo learns its third task.
 
-    On one device, like this process: a checkpoint's seeds are spread over so many.
+    On two devices, which have four places for its three seeds.
     """
-    flags = "--xla_force_host_platform_device_count=1"
+    flags = "--xla_force_host_platform_device_count=2"
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks", *RUN, "--out", str(out)],
         cwd=ROOT,
@@ -35,7 +38,7 @@ def kill_after_second_task(out):
         stdout=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 200
-    while not list(out.glob("*/rgo*.checkpoint/2/_CHECKPOINT_METADATA")):
+    while not any(tasks_done(path) == 2 for path in out.glob("*/rgo*.checkpoint")):
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -43,8 +46,14 @@ def kill_after_second_task(out):
     assert process.wait() == -signal.SIGKILL
 
 
+def tasks_done(path):
+    with np.load(path) as content:
+        return json.loads(content["about"].item())["tasks_done"]
+
+
 @pytest.mark.slow
 def test_killed_run_goes_on_with_the_same_numbers(tmp_path, capsys):
+    """On another number of devices too: here there is one."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     kill_after_second_task(killed)
     (sgd,) = results.load_all(killed)  # finished before
@@ -92,19 +101,25 @@ def test_results_of_other_data_stay_and_resume_does_not_hide_an_unfinished_run(t
     assert "a checkpoint of another run" in capsys.readouterr().err
 
 
-def progress(tasks_done, value):
+def progress(tasks_done, value, size=3):
     return Progress(
         tasks_done=tasks_done,
         r=np.full((1, 2, 2), value),
         train=np.full((1, 2), np.nan),
         losses=np.array([[1 / 3, value]]),
         task_seconds=np.zeros(2),
-        state={"w": jnp.full(3, value), "count": jnp.int32(tasks_done)},
+        state={"w": jnp.full((1, size), value), "count": jnp.full(1, tasks_done)},
     )
 
 
-def test_round_trip(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "run", {"head": "shared", "hidden": (1, 2)}, ORIGIN)
+# What file systems allow, and one or the other library takes for a pattern, an escape or markup.
+@pytest.mark.parametrize(
+    "name",
+    ["run", "a[b]", "[/]", "a\\b", "a b", "*", "?#%", "\u00e4\u4e2d", "dots...", "~", "{}", "-"],
+)
+def test_round_trip(tmp_path, name):
+    path = tmp_path / name / f"{name}.checkpoint"
+    checkpoints = Checkpoints(path, {"head": "shared", "hidden": (1, 2)}, ORIGIN)
     assert not checkpoints.exists()
     for tasks_done in (1, 2):
         checkpoints.save(progress(tasks_done, 0.1 * tasks_done))
@@ -117,7 +132,30 @@ def test_round_trip(tmp_path):
         np.testing.assert_array_equal(getattr(restored, name), getattr(expected, name))
     np.testing.assert_array_equal(restored.state["w"], expected.state["w"])
     checkpoints.discard()
-    assert not checkpoints.exists()
+    assert not list(path.parent.iterdir())
+
+
+def test_seeds_may_be_spread_over_other_devices(tmp_path):
+    """One of two seeds is run twice, then thrice, to fill up three or four devices."""
+    key = jax.random.key(3, impl="rbg")
+
+    def spread(num_places, first):
+        places = np.minimum(np.arange(num_places), 1)
+        state = {
+            "w": jnp.asarray(places + first),
+            "key": jax.vmap(lambda i: jax.random.fold_in(key, i))(places),
+        }
+        one = progress(1, 0.5)
+        return one._replace(r=one.r.repeat(2, axis=0), state=state)
+
+    checkpoints = Checkpoints(tmp_path / "run", {}, ORIGIN)
+    checkpoints.save(spread(3, first=7))
+    for num_places in (2, 3, 4):
+        restored = checkpoints.restore(spread(num_places, first=0))
+        expected = spread(num_places, first=7)
+        np.testing.assert_array_equal(restored.state["w"], expected.state["w"])
+        assert jnp.array_equal(restored.state["key"], expected.state["key"])
+        assert restored.state["key"].dtype == expected.state["key"].dtype
 
 
 def test_checkpoints_may_be_fewer(tmp_path, monkeypatch, capsys):
@@ -143,46 +181,134 @@ def test_a_result_names_all_that_it_was_made_by(tmp_path):
     assert results.combined([ORIGIN, ORIGIN]) == ORIGIN
 
 
-def test_a_flipped_bit_is_noticed(tmp_path):
-    folder, rng = tmp_path / "run", np.random.default_rng(0)
-    saved = progress(1, 0.5)._replace(
-        state={"w": jnp.asarray(rng.normal(size=5000), jnp.float32), "key": jax.random.key(3)}
-    )
-    Checkpoints(folder, {}, ORIGIN).save(saved)
-    restored = Checkpoints(folder, {}, ORIGIN).restore(saved)
-    assert jnp.array_equal(restored.state["key"], saved.state["key"])
-    largest = max(folder.glob("1/state/**/*"), key=lambda file: file.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    assert len(content) > 10_000  # normal numbers cannot be compressed: it is they
-    content[len(content) // 2] ^= 1
-    largest.write_bytes(content)
-    with pytest.raises(ValueError, match="checkpoint after task 1 cannot be read"):
-        Checkpoints(folder, {}, ORIGIN).restore(saved)
+def test_whatever_is_changed_is_noticed(tmp_path):
+    """A bit of a number, the number of tasks, where it comes from, which number is which."""
+    path, fresh = tmp_path / "run", progress(0, 0.0, size=5000)
+    Checkpoints(path, {}, ORIGIN).save(progress(1, 0.5, size=5000))
+    whole = path.read_bytes()
+    with np.load(path) as found:
+        content = dict(found)
+    w = content["state['w']"].copy()
+    w.view(np.uint8)[0, 10_000] ^= 1
+    about = content["about"].item()
+    later = np.array(about.replace('"tasks_done": 1', '"tasks_done": 2'))
+    another = np.array(about.replace("a" * 40, "b" * 40))
+    r, train = content["r"], content["train"]
+    for change in (
+        {"state['w']": w}, {"about": later}, {"about": another}, {"r": r[0]}, {"r": r.astype("f4")},
+        {"r": train, "train": r}, {"more": r},
+    ):  # fmt: skip
+        with path.open("wb") as file:
+            np.savez(file, **content | change)
+        with pytest.raises(ValueError, match=r"checkpoint cannot be read \(its numbers are not"):
+            Checkpoints(path, {}, ORIGIN).restore(fresh)
+    path.write_bytes(whole)
+    assert Checkpoints(path, {}, ORIGIN).restore(fresh).tasks_done == 1
+
+
+def test_the_one_before_goes_when_the_new_one_has_been_read_back(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "run", {}, ORIGIN)
+    checkpoints.save(progress(1, 0.5))
+    savez = np.savez
+
+    def one_bit_flips(file, **content):
+        savez(file, **content | {"r": content["r"] + 2**-50})
+
+    def cut_short(file, **content):
+        savez(file, **content)
+        file.truncate(file.tell() // 2)
+
+    for disk in (one_bit_flips, cut_short):
+        monkeypatch.setattr(np, "savez", disk)
+        with pytest.raises(OSError, match=r"read back is not what had been written: .*run'$"):
+            checkpoints.save(progress(2, 0.7))
+        assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert checkpoints.restore(progress(0, 0.0)).tasks_done == 1
+
+
+@pytest.fixture
+def largest_file():
+    """Sets how many bytes a file may have, as the system's way to make a disk seem full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_takes_nothing_that_was_there(tmp_path, largest_file):
+    checkpoints = Checkpoints(tmp_path / "run", {}, ORIGIN)
+    checkpoints.save(progress(1, 0.5))
+    for size in (0, 100, 5000, 100_000):
+        largest_file(size)
+        with pytest.raises(OSError, match=f"{tmp_path / 'run'}"):
+            checkpoints.save(progress(2, 0.7, size=100_000))
+        assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert checkpoints.restore(progress(0, 0.0)).tasks_done == 1
+
+
+def test_a_full_disk_is_found_out_before_training(
+    digits, tmp_path, largest_file, monkeypatch, capsys
+):
+    monkeypatch.setattr(train, "run", None)
+    out = tmp_path / "out"
+    largest_file(0)
+    assert cli.main([*RUN, "--out", str(out)]) == 2
+    assert re.search(rf"--out is {out}: .*Choose a folder that can be", capsys.readouterr().err)
+    assert not list(out.glob("*/*"))
+
+
+def test_a_disk_that_fills_up_is_told_with_what_to_do(tmp_path, largest_file, monkeypatch, capsys):
+    def run(config, spec, dataset, seeds, observer, resume):
+        largest_file(100)
+        observer.on_task(progress(1, 0.5))
+
+    monkeypatch.setattr(train, "run", run)
+    assert cli.main([*RUN, "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "sgd_num_tasks=6_seeds=3.checkpoint'. What had been saved is whole. Make room" in error
+    assert "--resume goes on" in error
 
 
 def test_a_checkpoint_from_before_a_field_has_its_default(tmp_path):
-    folder = tmp_path / "run"
-    Checkpoints(folder, {"head": "shared"}, ORIGIN).save(progress(1, 0.5))
+    path = tmp_path / "run"
+    Checkpoints(path, {"head": "shared"}, ORIGIN).save(progress(1, 0.5))
     now = {"head": "shared", "label_smoothing": 0.0}
-    assert Checkpoints(folder, now, ORIGIN).restore(progress(0, 0.0)).tasks_done == 1
+    assert Checkpoints(path, now, ORIGIN).restore(progress(0, 0.0)).tasks_done == 1
     with pytest.raises(ValueError, match=r"its label_smoothing is 0\.0; this one's is 0\.1"):
-        Checkpoints(folder, now | {"label_smoothing": 0.1}, ORIGIN).restore(progress(0, 0.0))
+        Checkpoints(path, now | {"label_smoothing": 0.1}, ORIGIN).restore(progress(0, 0.0))
 
 
-def test_foreign_and_corrupt_checkpoints_are_refused(tmp_path):
-    folder = tmp_path / "run"
-    Checkpoints(folder, {"head": "shared"}, ORIGIN).save(progress(1, 0.5))
+@pytest.mark.parametrize("content", [b"", b"5", b"PK\3\4", np.random.default_rng(0).bytes(3000)])
+def test_foreign_and_corrupt_checkpoints_are_refused(tmp_path, content):
+    path = tmp_path / "run"
+    Checkpoints(path, {"head": "shared"}, ORIGIN).save(progress(1, 0.5))
     with pytest.raises(ValueError, match="its head is 'shared'; this one's is 'frozen'"):
-        Checkpoints(folder, {"head": "frozen"}, ORIGIN).restore(progress(0, 0.0))
-    origins = folder / "1" / "origins" / "metadata"
-    whole = origins.read_bytes()
-    origins.write_text("5")
-    with pytest.raises(ValueError, match="checkpoint after task 1 cannot be read"):
-        Checkpoints(folder, {"head": "shared"}, ORIGIN).restore(progress(0, 0.0))
-    origins.write_bytes(whole)
-    for file in folder.glob("1/state/**/*"):
-        if file.is_file():
-            file.write_bytes(b"")
-    with pytest.raises(ValueError, match="checkpoint after task 1 cannot be read"):
-        Checkpoints(folder, {"head": "shared"}, ORIGIN).restore(progress(0, 0.0))
-    assert folder.is_dir()  # nothing is removed
+        Checkpoints(path, {"head": "frozen"}, ORIGIN).restore(progress(0, 0.0))
+    for damaged in (content, path.read_bytes()[: len(content)]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"the checkpoint cannot be read .* Delete it to beg"):
+            Checkpoints(path, {"head": "shared"}, ORIGIN).restore(progress(0, 0.0))
+        assert path.read_bytes() == damaged  # nothing is removed
+
+
+def test_a_state_of_another_program_is_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "run", {}, ORIGIN)
+    checkpoints.save(progress(1, 0.5))
+    fresh = progress(0, 0.0)
+    for state in ({"v": jnp.zeros((1, 3))}, fresh.state | {"w": jnp.zeros((1, 4))}):
+        with pytest.raises(ValueError, match="its state is "):
+            checkpoints.restore(fresh._replace(state=state))
+
+
+def test_a_whole_result_wins_over_a_checkpoint_that_cannot_be_read(tmp_path, monkeypatch, capsys):
+    run = ["permuted-digits", "--methods", "sgd", "--seeds", "1", "--num-tasks", "2"]
+    run += ["--resume", "--out", str(tmp_path)]
+    r, per_task = np.full((1, 2, 2), 0.5), np.full((1, 2), 0.5)
+    whole = train.Run(r, per_task, per_task, np.ones(2), compile_seconds=1.0)
+    monkeypatch.setattr(train, "run", lambda *args: whole)
+    assert cli.main(run) == 0
+    (result,) = tmp_path.glob("*/*.json")
+    result.with_suffix(".checkpoint").write_text("cut short")
+    monkeypatch.setattr(train, "run", None)
+    capsys.readouterr()
+    assert cli.main(run) == 0
+    assert "the checkpoint cannot be read" in capsys.readouterr().out
