@@ -195,6 +195,31 @@ def test_projections_without_signs_do_not_depend_on_the_key(columns):
         assert distance(a, b) == 0
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        lambda: jax.default_prng_impl("rbg"),
+        lambda: jax.threefry_partitionable(False),
+        lambda: jax.numpy_dtype_promotion("strict"),
+        lambda: jax.default_matmul_precision("bfloat16"),
+    ],
+)
+@pytest.mark.parametrize("columns", ["mean", "signs"])
+def test_settings_of_jax_change_nothing(setting, columns):
+    """Of P and of the estimates beside it."""
+    grads = jax.random.normal(jax.random.key(0), (6, 9))
+    tx = rgo_jax.scale_by_rgo()
+
+    def after_a_batch():
+        return rgo_jax.rls_update(tx.init(grads), grads, columns=columns)
+
+    expected = after_a_batch()
+    with setting():
+        found = after_a_batch()
+    np.testing.assert_allclose(found.projection, expected.projection, rtol=1e-6)
+    np.testing.assert_allclose(found.energy, expected.energy, rtol=1e-6)
+
+
 def test_leaves_have_signs_of_their_own():
     leaf = gradients(6, 1)["dense"][0]
     grads = dict.fromkeys("abcdef", leaf)
