@@ -8,16 +8,19 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import jax
 from rich.console import Console
 
-from benchmarks import ablation, data, experiment, figures, presets, report, results
+from benchmarks import ablation, data, dry_run, experiment, figures, presets, report, results
 from benchmarks.initializers import INITIAL_VALUES
 from benchmarks.jobs import Job, reserved
 from benchmarks.layers import BIASES, HEADS
+from benchmarks.limits import MAX_COUNT
 from benchmarks.methods import METHODS
+from benchmarks.methods.base import check_count, switch
 from benchmarks.networks import ARCHITECTURES
 from benchmarks.tasks import INTERPOLATIONS, SEQUENCES
 
@@ -35,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv[:1] == ["report"]:
             return _report(argv[1:], console)
         return _run(argv, console)
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -196,7 +199,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("options of methods; left out for those that lack them")
     fields = [field for spec in METHODS.values() for field in dataclasses.fields(spec.options)]
     for field in {field.name: field for field in fields}.values():
-        name, type_ = f"--{field.name.replace('_', '-')}", field.metadata["type"]
+        name, type_ = switch(field.name), field.metadata["type"]
         is_switch = {"action": argparse.BooleanOptionalAction}
         kind: dict[str, Any] = is_switch if type_ is bool else {"type": type_}
         group.add_argument(name, default=None, help=field.metadata["help"], **kind)
@@ -211,10 +214,7 @@ def _run(argv: list[str], console: Console) -> int:
         parser.set_defaults(methods=",".join(ablation.METHODS_ABLATED))
     arguments = parser.parse_args(argv)
     arguments.seeds = _seeds(arguments.seeds)
-    if arguments.checkpoint_every < 1:
-        raise ValueError(
-            f"--checkpoint-every is {arguments.checkpoint_every}; expected 1 task or more."
-        )
+    check_count("checkpoint_every", arguments.checkpoint_every)
     methods = _methods(arguments.methods)
     default = ["split"] if arguments.data else ablation.BENCHMARKS if is_ablation else _DEFAULT
     changes = {
@@ -234,8 +234,9 @@ def _run(argv: list[str], console: Console) -> int:
 
     # Everything that can be wrong is found before the first run.
     origin = results.provenance(shlex.join(command))
+    told: set[str] = set()
     jobs = {
-        name: _jobs(name, cases(name), arguments, origin)
+        name: _jobs(name, cases(name), arguments, origin, told)
         for name in dict.fromkeys(arguments.benchmarks or default)
     }
     every = [job for benchmark_jobs in jobs.values() for job in benchmark_jobs]
@@ -277,13 +278,13 @@ def _changeable() -> set[str]:
 def _seeds(text: str) -> range:
     """The seeds of ``"5"``, from 0 to 4, or of ``"3-4"``, both of them included."""
     parts = text.split("-")
-    if len(parts) <= 2 and all(part.isdecimal() for part in parts):
+    if len(parts) <= 2 and all(part.isdecimal() and len(part) <= 10 for part in parts):
         first, last = (0, int(text) - 1) if len(parts) == 1 else map(int, parts)
-        if first <= last < 2**31:
+        if first <= last <= MAX_COUNT:
             return range(first, last + 1)
     raise ValueError(
-        f"--seeds is {text!r}; expected how many, 1 or more, or the first and the last, as 3-4, "
-        "all below 2 ** 31."
+        f"--seeds is {shorten(text, 40)!r}; expected how many, 1 or more, or the first and the "
+        "last, as 3-4, all below 2 ** 31."
     )
 
 
@@ -292,8 +293,11 @@ def _jobs(
     cases: Sequence[tuple[str, dict[str, Any]]],
     arguments: argparse.Namespace,
     origin: dict[str, Any],
+    told: set[str],
 ) -> list[Job]:
     """The runs of a benchmark, one for each method with its changes to the preset.
+
+    What was told of the data goes into ``told``, and is not told again.
 
     Raises:
       ValueError: a run is not possible.
@@ -307,10 +311,12 @@ def _jobs(
         config, preset = configured(**changes), configured()
         if whole is None:
             whole = data.load(config.dataset, data_dir=arguments.data_dir)
+            _tell(whole.notes(), told)
         dataset = experiment.data_of(config, whole)
         if arguments.examples_per_task is None:
             config = experiment.fitted(config, dataset)
-        experiment.check(config, METHODS[method], dataset)
+        _tell(experiment.notes(config, dataset), told)
+        dry_run.check(config, METHODS[method], dataset, len(arguments.seeds))
         differing = {
             field: value
             for field, value in changes.items()
@@ -330,6 +336,13 @@ def _jobs(
             continue  # Its change is what the preset has.
         jobs.append(job)
     return jobs
+
+
+def _tell(notes: Sequence[str], told: set[str]) -> None:
+    for note in notes:
+        if note not in told:
+            print(f"note: {note}", file=sys.stderr)
+            told.add(note)
 
 
 def _report(argv: list[str], console: Console) -> int:

@@ -3,20 +3,21 @@
 Images are decoded once and cached as arrays; everything after this module works on arrays.
 """
 
+import contextlib
 import hashlib
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks import mini_imagenet, tfds_source
+from benchmarks import mini_imagenet, npz, tfds_source
 from benchmarks.files import digest, replacing
 
 NAMES = ("digits", "mnist", "cifar100", "mini-imagenet")
 _REQUIRED = ("x_train", "y_train", "x_test", "y_test")
+_OPTIONAL = ("superclasses",)
 
 
 class Dataset(NamedTuple):
@@ -30,6 +31,7 @@ class Dataset(NamedTuple):
       x_test: like ``x_train``.
       y_test: like ``y_train``.
       superclasses: int32 ``[num_classes]``, which superclass each class is in, from 0; or None.
+      labels: int64 ``[num_classes]``, what the file calls each class; None if by its number.
     """
 
     name: str
@@ -38,11 +40,28 @@ class Dataset(NamedTuple):
     x_test: np.ndarray
     y_test: np.ndarray
     superclasses: np.ndarray | None = None
+    labels: np.ndarray | None = None
 
     @property
     def num_classes(self) -> int:
         """The number of classes, from the largest label."""
         return int(max(self.y_train.max(), self.y_test.max())) + 1
+
+    def class_name(self, number: int) -> str:
+        """A class as the user knows it, for messages."""
+        label = "" if self.labels is None else f" (label {self.labels[number]})"
+        return f"class {number}{label}"
+
+    def notes(self) -> list[str]:
+        """What was done with the file that a user might not expect, in sentences."""
+        if self.labels is None:
+            return []
+        labels = [str(label) for label in self.labels]
+        shown = ", ".join(labels if len(labels) <= 10 else [*labels[:3], "...", labels[-1]])
+        return [
+            f"{self.name}: the labels are {shown}; the {len(labels)} classes are numbered from 0 "
+            "in that order."
+        ]
 
     def fingerprint(self) -> str:
         """Twelve hex digits that change with any of the arrays."""
@@ -71,7 +90,8 @@ def load(source: str, *, data_dir: str | None = None) -> Dataset:
 
     Args:
       source: one of `NAMES`, or the path of an ``.npz`` file with the arrays x_train, y_train,
-        x_test and y_test, and superclasses if you like.
+        x_test and y_test, and superclasses if you like. Labels that leave numbers out are
+        numbered anew.
       data_dir: where TFDS keeps prepared datasets, and where miniImageNet lies in a folder
         mini-imagenet; by default ``TFDS_DATA_DIR`` or TFDS's own.
 
@@ -115,17 +135,23 @@ def _load_tfds(name: str, data_dir: str | None) -> Dataset:
         # The committed results on MNIST were made in the order in which TFDS writes it.
         if name != "mnist":
             train, test = _ordered_by_content(train), _ordered_by_content(test)
-        arrays = {
-            "x_train": _without_single_channel(train["image"]),
-            "y_train": train["label"],
-            "x_test": _without_single_channel(test["image"]),
-            "y_test": test["label"],
-        }
+        arrays = _checked(
+            source.path,
+            {
+                "x_train": train["image"],
+                "y_train": train["label"],
+                "x_test": test["image"],
+                "y_test": test["label"],
+            },
+        )
         if "coarse_label" in train:
-            arrays["superclasses"] = _superclasses(
+            superclasses = _superclasses(
                 name,
                 np.concatenate([train["label"], test["label"]]),
                 np.concatenate([train["coarse_label"], test["coarse_label"]]),
+            )
+            arrays["superclasses"] = _check_superclasses(
+                source.path, superclasses, len(superclasses)
             )
         return arrays
 
@@ -157,19 +183,14 @@ def _superclasses(name: str, fine: np.ndarray, coarse: np.ndarray) -> np.ndarray
 
 def _load_mini_imagenet(data_dir: str | None) -> Dataset:
     source = mini_imagenet.open_source(data_dir)
-    name = "mini-imagenet"
-    if source.is_decoded:
-        return Dataset(name, **source.read())
-    return _cached(name, f"{name}-{source.fingerprint()}", source.read)
+    return _cached("mini-imagenet", f"mini-imagenet-{source.fingerprint()}", source.read)
 
 
 def _cached(name: str, key: str, decode: Callable[[], dict[str, np.ndarray]]) -> Dataset:
     cache = cache_dir() / f"{key}.npz"
-    if cache.exists():
-        try:
-            return _load_npz(cache)._replace(name=name)
-        except ValueError:
-            cache.unlink()  # Cut short by an earlier kill; decoded anew below.
+    # Absent; or cut short by an earlier kill, and decoded anew.
+    with contextlib.suppress(ValueError, FileNotFoundError):
+        return Dataset(name, **_checked(cache, npz.read(cache, _REQUIRED, _OPTIONAL)))
     arrays = decode()
     try:
         with replacing(cache) as temporary:
@@ -187,51 +208,62 @@ def cache_dir() -> Path:
     named = os.environ.get("RGO_JAX_CACHE")
     if named:
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rgo_jax"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rgo_jax"
+    except RuntimeError as error:
+        raise ValueError(
+            f"The user's cache is not known ({error}). Set RGO_JAX_CACHE to a folder for decoded "
+            "arrays."
+        ) from error
 
 
 def _load_npz(path: Path) -> Dataset:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected an .npz file of arrays.")
-    arrays = {}
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            missing = set(_REQUIRED) - set(file.files)
-            if not missing:
-                arrays = {name: file[name] for name in Dataset._fields if name in file.files}
-            found = ", ".join(file.files) or "nothing"
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, AttributeError) as error:
-        raise ValueError(
-            f"{path}: not a readable .npz file of plain arrays ({error}). Write it with "
-            "numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)."
-        ) from error
-    if missing:
-        raise ValueError(
-            f"{path}: has no {', '.join(sorted(missing))} (it has {found}); expected the arrays "
-            "x_train, y_train, x_test and y_test."
-        )
-    for split in ("train", "test"):
-        arrays[f"x_{split}"] = _check_images(path, f"x_{split}", arrays[f"x_{split}"])
-        arrays[f"y_{split}"] = _check_labels(
-            path, f"y_{split}", arrays[f"y_{split}"], len(arrays[f"x_{split}"])
-        )
-    if arrays["x_train"].shape[1:] != arrays["x_test"].shape[1:]:
-        raise ValueError(
-            f"{path}: x_train has images of shape {arrays['x_train'].shape[1:]} and x_test of "
-            f"{arrays['x_test'].shape[1:]}; expected the same."
-        )
-    if arrays["x_train"].dtype != arrays["x_test"].dtype:
-        raise ValueError(
-            f"{path}: x_train has dtype {arrays['x_train'].dtype} and x_test "
-            f"{arrays['x_test'].dtype}; expected the same."
-        )
     # With its suffix, so that it cannot be taken for one of `NAMES`.
-    dataset = Dataset(path.name, **arrays)
-    if dataset.superclasses is None:
-        return dataset
-    return dataset._replace(
-        superclasses=_check_superclasses(path, dataset.superclasses, dataset.num_classes)
-    )
+    return Dataset(path.name, **_checked(path, npz.read(path, _REQUIRED, _OPTIONAL), renumber=True))
+
+
+def _checked(
+    path: Path, arrays: dict[str, np.ndarray], *, renumber: bool = False
+) -> dict[str, np.ndarray]:
+    """The fields of a `Dataset` from arrays of any kind.
+
+    Args:
+      path: where they are from.
+      arrays: by name, x_train, y_train, x_test, y_test and perhaps superclasses.
+      renumber: whether labels may leave numbers out; classes are then numbered in their order.
+
+    Raises:
+      ValueError: they are not what they should be.
+    """
+    fields = {name: _check_images(path, name, arrays[name]) for name in ("x_train", "x_test")}
+    x_train, x_test = fields.values()
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise ValueError(
+            f"{path}: x_train has images of shape {x_train.shape[1:]} and x_test of "
+            f"{x_test.shape[1:]}; expected the same."
+        )
+    if x_train.dtype != x_test.dtype:
+        raise ValueError(
+            f"{path}: x_train has dtype {x_train.dtype} and x_test {x_test.dtype}; expected the "
+            "same."
+        )
+    y_train = _check_labels(path, "y_train", arrays["y_train"], len(x_train))
+    y_test = _check_labels(path, "y_test", arrays["y_test"], len(x_test))
+    labels = np.union1d(y_train, y_test)
+    is_numbered = labels[-1] == len(labels) - 1
+    if renumber and not is_numbered:
+        y_train, y_test = np.searchsorted(labels, y_train), np.searchsorted(labels, y_test)
+        fields["labels"] = labels
+    num_classes, num_images = int(max(y_train.max(), y_test.max())) + 1, len(x_train) + len(x_test)
+    if num_classes > num_images:
+        raise ValueError(
+            f"{path}: has the label {num_classes - 1}, but {num_images} images; expected labels "
+            "that number the classes from 0."
+        )
+    fields |= {"y_train": y_train.astype(np.int32), "y_test": y_test.astype(np.int32)}
+    if "superclasses" in arrays:
+        fields["superclasses"] = _check_superclasses(path, arrays["superclasses"], num_classes)
+    return fields
 
 
 def _without_single_channel(images: np.ndarray) -> np.ndarray:
@@ -253,12 +285,13 @@ def _check_images(path: Path, name: str, images: np.ndarray) -> np.ndarray:
             f"{path}: {name} has dtype {images.dtype}; expected uint8 (0 to 255) or floating point "
             "(0 to 1)."
         )
-    if not np.isfinite(images).all():
+    low, high = images.min(), images.max()  # NaN if any is
+    if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError(f"{path}: {name} has values that are not finite; expected 0 to 1.")
-    if np.abs(images).max() > 10:
+    if max(-low, high) > 10:
         raise ValueError(
-            f"{path}: {name} has floating-point values from {images.min()} to {images.max()}; "
-            "expected 0 to 1. Divide by 255, or store uint8."
+            f"{path}: {name} has floating-point values from {low} to {high}; expected 0 to 1. "
+            "Divide by 255, or store uint8."
         )
     return images.astype(np.float32)
 
@@ -272,21 +305,23 @@ def _check_labels(path: Path, name: str, labels: np.ndarray, count: int) -> np.n
         raise ValueError(f"{path}: {name} has dtype {labels.dtype}; expected integers.")
     if labels.min() < 0:
         raise ValueError(
-            f"{path}: {name} has the label {labels.min()}; expected 0 to num_classes - 1."
+            f"{path}: {name} has the label {labels.min()}; expected 0 or more. Leave out images "
+            "without a label, or number the classes from 0: "
+            "numpy.unique(labels, return_inverse=True) does."
         )
-    if labels.max() > np.iinfo(np.int32).max:
+    if labels.max() > np.iinfo(np.int64).max:
         raise ValueError(
-            f"{path}: {name} has the label {labels.max()}; expected labels that number the classes "
-            "from 0. numpy.unique(labels, return_inverse=True) numbers them."
+            f"{path}: {name} has the label {labels.max()}; expected labels below 2 ** 63. "
+            "numpy.unique(labels, return_inverse=True) numbers the classes from 0."
         )
-    return labels.astype(np.int32)
+    return labels.astype(np.int64)
 
 
 def _check_superclasses(path: Path, superclasses: np.ndarray, num_classes: int) -> np.ndarray:
     if superclasses.shape != (num_classes,):
         raise ValueError(
             f"{path}: superclasses has shape {superclasses.shape}; expected ({num_classes},), one "
-            "for each class: the largest label, plus 1."
+            "for each class, in the order of their labels."
         )
     if not np.issubdtype(superclasses.dtype, np.integer):
         raise ValueError(f"{path}: superclasses has dtype {superclasses.dtype}; expected integers.")

@@ -13,6 +13,7 @@ import rgo_jax.linen
 from benchmarks import tasks
 from benchmarks.data import Dataset
 from benchmarks.layers import SHARED_HEADS
+from benchmarks.limits import MAX_COUNT, check_memory
 from benchmarks.methods import Method, MethodSpec, Problem
 from benchmarks.methods.base import NO_STATISTICS, Statistics
 from benchmarks.networks import ARCHITECTURES, check_input
@@ -57,9 +58,20 @@ def sequence_of(config: Config, dataset: Dataset) -> tasks.Sequence:
 
 
 def data_of(config: Config, dataset: Dataset) -> Dataset:
-    """What of a dataset an experiment uses: with ``validation`` no test data."""
+    """What of a dataset an experiment uses: with ``validation`` no test data.
+
+    Raises:
+      ValueError: nothing would be left to train on.
+    """
     dataset = dataset.first(config.training_images)
-    return dataset.validation() if config.validation else dataset
+    if not config.validation:
+        return dataset
+    if len(dataset.x_train) < 2:
+        raise ValueError(
+            f"--validation holds out a part of the training images, but {dataset.name} has one. "
+            "Raise --training-images, or leave --validation out."
+        )
+    return dataset.validation()
 
 
 def functions(config: Config, spec: MethodSpec, dataset: Dataset) -> Functions:
@@ -261,17 +273,31 @@ def memory_bytes(config: Config, spec: MethodSpec, dataset: Dataset) -> int:
 
 
 def fitted(config: Config, dataset: Dataset) -> Config:
-    """The same with no more examples in a task than there are."""
+    """The same with no more examples in a task than the largest has."""
     sequence = sequence_of(config, dataset)
-    examples = min(config.examples_per_task, sequence.smallest)
+    examples = min(config.examples_per_task, sequence.largest)
     return dataclasses.replace(config, examples_per_task=examples)
 
 
-def check(config: Config, spec: MethodSpec, dataset: Dataset) -> None:
-    """Finds out whether a run is possible, before it begins.
+def notes(config: Config, dataset: Dataset) -> list[str]:
+    """What a task does with its examples that a user might not expect, in sentences."""
+    sequence = sequence_of(config, dataset)
+    if sequence.smallest >= config.examples_per_task:
+        return []
+    return [
+        f"{dataset.name}: by its classes a task has {sequence.smallest} to {sequence.largest} "
+        f"training images. An epoch takes {config.examples_per_task} of every task: one that has "
+        "fewer goes through its own again. --examples-per-task sets another number."
+    ]
+
+
+def check(config: Config, spec: MethodSpec, dataset: Dataset, num_seeds: int = 1) -> None:
+    """Finds out whether the settings suit the data and one another, before a run begins.
+
+    `benchmarks.dry_run.check` finds out the rest.
 
     Raises:
-      ValueError: the dataset or the method does not suit the configuration.
+      ValueError: they do not, or what is drawn and measured would not fit into memory.
     """
     if ARCHITECTURES[config.network].batch_norm and not spec.batch_norm:
         raise ValueError(
@@ -280,14 +306,33 @@ def check(config: Config, spec: MethodSpec, dataset: Dataset) -> None:
         )
     sequence = sequence_of(config, dataset)
     check_input(config.network, sequence.input_shape)
-    if config.examples_per_task > sequence.smallest:
+    if config.examples_per_task > sequence.largest:
         raise ValueError(
-            f"examples_per_task is {config.examples_per_task}, but {dataset.name!r} has "
-            f"{sequence.smallest} training images for a task. Set --examples-per-task to "
-            f"{sequence.smallest} or less."
+            f"--examples-per-task is {config.examples_per_task}, but {dataset.name!r} has "
+            f"{sequence.largest} training images for a task. Set --examples-per-task to "
+            f"{sequence.largest} or less."
         )
     if config.batch_size > config.examples_per_task:
         raise ValueError(
-            f"batch_size is {config.batch_size}, but a task has {config.examples_per_task} "
-            "examples. Set --batch-size lower."
+            f"--batch-size is {config.batch_size}, but a task has {config.examples_per_task} "
+            f"examples. Set --batch-size to {config.examples_per_task} or less."
         )
+    steps = config.num_tasks * config.steps_per_task
+    if steps > MAX_COUNT:
+        raise ValueError(
+            f"--num-tasks {config.num_tasks} and --epochs {config.epochs} make {steps} steps of "
+            f"{config.batch_size} examples; expected {MAX_COUNT} at most, which a 32-bit counter "
+            "holds. Lower one of them."
+        )
+    check_memory(
+        f"what {num_seeds} seeds draw in --epochs {config.epochs} and measure on --num-tasks "
+        f"{config.num_tasks}",
+        num_seeds * bytes_per_seed(config),
+        "Lower --seeds, --epochs or --num-tasks.",
+    )
+
+
+def bytes_per_seed(config: Config) -> int:
+    """How many bytes the indices of a task's examples take, and the accuracies on all tasks."""
+    indices = 4 * config.steps_per_task * config.batch_size
+    return indices + 8 * config.num_tasks * (config.num_tasks + 2)

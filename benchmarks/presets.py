@@ -1,7 +1,6 @@
 """The numbers of every protocol and preset; those of one method are in its own file."""
 
 import dataclasses
-import math
 from typing import Any
 
 import optax
@@ -9,13 +8,12 @@ import optax
 from benchmarks.initializers import INITIAL_VALUES
 from benchmarks.layers import BIASES, HEADS
 from benchmarks.methods import METHODS, MethodSpec
+from benchmarks.methods.base import check_choice, check_count, check_positive
 from benchmarks.networks import ARCHITECTURES
 from benchmarks.tasks import INTERPOLATIONS, SEQUENCES
 
 SCHEDULES = ("constant", "cosine")
-_POSITIVE = (
-    "num_tasks", "training_images", "examples_per_task", "epochs", "batch_size", "learning_rate",
-)  # fmt: skip
+_COUNTS = ("num_tasks", "training_images", "examples_per_task", "epochs", "batch_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,20 +285,21 @@ def _check(resolved: Config) -> None:
         ("biases", tuple(BIASES)),
         ("interpolation", INTERPOLATIONS),
     ):
-        _check_known(name, getattr(resolved, name), known)
-    for name in _POSITIVE:
+        check_choice(name, getattr(resolved, name), known)
+    for name in _COUNTS:
         value = getattr(resolved, name)
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name} is {value}; expected a finite number above 0.")
+        if value is not None:
+            check_count(name, value)
+    check_positive("learning_rate", resolved.learning_rate)
     if not 0 <= resolved.label_smoothing < 1:
-        raise ValueError(f"label_smoothing is {resolved.label_smoothing}; expected 0 to below 1.")
+        raise ValueError(f"--label-smoothing is {resolved.label_smoothing}; expected 0 to below 1.")
     if (
         resolved.biases == "input"
         and resolved.conv_biases
         and ARCHITECTURES[resolved.network].convs
     ):
         raise ValueError(
-            "biases is 'input', which fully connected layers can have, but the network's "
+            "--biases is 'input', which fully connected layers can have, but the network's "
             "convolutions have biases. Add --no-conv-biases."
         )
 

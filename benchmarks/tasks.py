@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.data import Dataset
+from benchmarks.limits import check_memory
 from benchmarks.pixels import bilinear_rotation, gather_pixels, rotation_index
 
 # The 20 rotations of the protocol "los", in degrees counter-clockwise; the same in every run.
@@ -57,6 +58,7 @@ class Sequence(NamedTuple):
       num_classes: the number of classes in a task.
       input_shape: of one example, as the network gets it.
       smallest: the training examples that each task has, at least.
+      largest: those that a task has, at most.
       pool: ``(split, key, task_id) -> Pool`` for the split "train" or "test".
       encode: ``(key, task_id) -> (images, labels) -> (x, y)``: from the dataset's examples to the
         network's float32 ``[b, *input_shape]`` and int32 ``[b]``.
@@ -65,6 +67,7 @@ class Sequence(NamedTuple):
     num_classes: int
     input_shape: tuple[int, ...]
     smallest: int
+    largest: int
     pool: Callable[[str, jax.Array, jax.Array], Pool]
     encode: Callable[
         [jax.Array, jax.Array], Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -99,9 +102,15 @@ def rotated(dataset: Dataset, num_tasks: int, interpolation: str = "nearest") ->
     height, width = _grey_shape(dataset)
     if num_tasks > len(LOS_ANGLES):
         raise ValueError(
-            f"num_tasks is {num_tasks}; the rotated protocol has {len(LOS_ANGLES)} angles. Ask for "
-            "that many tasks or fewer."
+            f"--num-tasks is {num_tasks}; the rotated protocol has {len(LOS_ANGLES)} angles. Set "
+            f"--num-tasks to {len(LOS_ANGLES)} or less."
         )
+    # Of a bilinear rotation each pixel has four pixels and their weights, of four bytes each.
+    check_memory(
+        f"{dataset.name}: where the {height} x {width} pixels come from in {num_tasks} rotations",
+        num_tasks * height * width * (32 if interpolation == "bilinear" else 4),
+        "Scale the images down, or lower --num-tasks.",
+    )
     angles = LOS_ANGLES[:num_tasks]
     if interpolation == "bilinear":
         rotations = [bilinear_rotation(height, width, angle) for angle in angles]
@@ -116,7 +125,7 @@ def _grey_shape(dataset: Dataset) -> tuple[int, int]:
     if dataset.x_train.ndim != 3:
         raise ValueError(
             f"{dataset.name} has images of shape {dataset.x_train.shape[1:]}; permuted and rotated "
-            "sequences need grey ones. Ask for the sequence split."
+            "tasks need grey ones. Name split in their place."
         )
     height, width = dataset.x_train.shape[1:]
     return height, width
@@ -145,6 +154,7 @@ def _by_pixels(
         num_classes=dataset.num_classes,
         input_shape=(math.prod(dataset.x_train.shape[1:]),),
         smallest=sizes["train"],
+        largest=sizes["train"],
         pool=pool,
         encode=encode,
     )
@@ -157,18 +167,23 @@ def split(dataset: Dataset, num_tasks: int, interpolation: str = "nearest") -> S
       ValueError: the tasks do not divide the classes.
     """
     del interpolation
+    if dataset.num_classes < 2:
+        raise ValueError(f"{dataset.name} has one class; expected at least 2, to be told apart.")
     if dataset.num_classes % num_tasks or num_tasks == dataset.num_classes:
         divisors = [n for n in range(1, dataset.num_classes) if dataset.num_classes % n == 0]
         raise ValueError(
-            f"num_tasks is {num_tasks}, but {dataset.name} has {dataset.num_classes} classes; "
+            f"--num-tasks is {num_tasks}, but {dataset.name} has {dataset.num_classes} classes; "
             "expected a divisor, so that each task has as many, at least 2. Set --num-tasks to "
-            f"one of {', '.join(map(str, divisors)) or 'none: one class is no task'}."
+            f"{'one of ' if len(divisors) > 1 else ''}{', '.join(map(str, divisors))}."
         )
 
     def classes(key: jax.Array) -> jax.Array:
         return jax.random.permutation(key, dataset.num_classes).reshape(num_tasks, -1)
 
-    return _by_classes(dataset, classes, dataset.num_classes // num_tasks)
+    in_a_task = dataset.num_classes // num_tasks
+    counts = np.sort(np.bincount(dataset.y_train, minlength=dataset.num_classes))
+    sizes = int(counts[:in_a_task].sum()), int(counts[-in_a_task:].sum())
+    return _by_classes(dataset, classes, in_a_task, sizes)
 
 
 def superclass(dataset: Dataset, num_tasks: int, interpolation: str = "nearest") -> Sequence:
@@ -179,42 +194,57 @@ def superclass(dataset: Dataset, num_tasks: int, interpolation: str = "nearest")
     """
     del interpolation
     if dataset.superclasses is None:
-        raise ValueError(f"{dataset.name} has no superclasses. Ask for the sequence split.")
-    sizes = np.bincount(dataset.superclasses)
-    if sizes.min() != sizes.max() or num_tasks > len(sizes):
         raise ValueError(
-            f"num_tasks is {num_tasks}, but {dataset.name} has {len(sizes)} superclasses of "
-            f"{sizes.min()} to {sizes.max()} classes; expected at least as many, of one size."
+            f"{dataset.name} has no superclasses. Name split in place of superclass, or add the "
+            "array superclasses to the file."
         )
-    table = jnp.asarray(np.argsort(dataset.superclasses, kind="stable").reshape(len(sizes), -1))
+    members = np.bincount(dataset.superclasses)
+    if members.min() != members.max():
+        raise ValueError(
+            f"{dataset.name} has superclasses of {members.min()} to {members.max()} classes; "
+            "expected all of one size. Leave classes out, or name split in place of superclass."
+        )
+    if num_tasks > len(members):
+        raise ValueError(
+            f"--num-tasks is {num_tasks}, but {dataset.name} has {len(members)} superclasses. Set "
+            f"--num-tasks to {len(members)} or less."
+        )
+    table = np.argsort(dataset.superclasses, kind="stable").reshape(len(members), -1)
+    sizes = np.bincount(dataset.y_train, minlength=dataset.num_classes)[table].sum(axis=1)
 
     def classes(key: jax.Array) -> jax.Array:
-        return table[jax.random.permutation(key, len(table))]
+        return jnp.asarray(table)[jax.random.permutation(key, len(table))]
 
-    return _by_classes(dataset, classes, int(sizes[0]))
+    return _by_classes(dataset, classes, table.shape[1], (int(sizes.min()), int(sizes.max())))
 
 
 def _by_classes(
-    dataset: Dataset, classes: Callable[[jax.Array], jax.Array], num_classes: int
+    dataset: Dataset,
+    classes: Callable[[jax.Array], jax.Array],
+    num_classes: int,
+    sizes: tuple[int, int],
 ) -> Sequence:
-    """Tasks that have some of the classes; ``classes`` gives for a key ``[tasks, num_classes]``.
+    """Tasks that have some of the classes.
 
     Labels count from 0 in each task. The mean training image is subtracted.
+
+    Args:
+      dataset: the data.
+      classes: gives for a key the classes of all tasks, ``[tasks, num_classes]``.
+      num_classes: of each task.
+      sizes: the training examples that a task has, at least and at most.
     """
-    tables = {
-        name: _examples_by_class(dataset, name, labels)
-        for name, labels in (("train", dataset.y_train), ("test", dataset.y_test))
+    pools = {
+        "train": _pool_of_classes(dataset, "train", dataset.y_train, num_classes),
+        "test": _pool_of_classes(dataset, "test", dataset.y_test, num_classes),
     }
     shape = dataset.x_train.shape[1:]
     shape = shape if len(shape) == 3 else (*shape, 1)
     mean = jnp.asarray(dataset.x_train.mean(axis=0, dtype=np.float64).reshape(shape), jnp.float32)
     scale = 1 / 255 if dataset.x_train.dtype == np.uint8 else 1.0
-    counts = np.sort(np.bincount(dataset.y_train, minlength=dataset.num_classes))
 
     def pool(split: str, key: jax.Array, task_id: jax.Array) -> Pool:
-        indices = jnp.asarray(tables[split])[classes(key)[task_id]].ravel()
-        is_full = tables[split].min() >= 0
-        return Pool(jnp.maximum(indices, 0), None if is_full else indices >= 0)
+        return pools[split](classes(key)[task_id])
 
     def encode(
         key: jax.Array, task_id: jax.Array
@@ -230,32 +260,45 @@ def _by_classes(
     return Sequence(
         num_classes=num_classes,
         input_shape=shape,
-        smallest=int(counts[:num_classes].sum()),
+        smallest=sizes[0],
+        largest=sizes[1],
         pool=pool,
         encode=encode,
     )
 
 
-def _examples_by_class(dataset: Dataset, split: str, labels: np.ndarray) -> np.ndarray:
-    """int32 ``[num_classes, most]``: each class's examples, filled up with -1.
+def _pool_of_classes(
+    dataset: Dataset, split: str, labels: np.ndarray, num_classes: int
+) -> Callable[[jax.Array], Pool]:
+    """From so many classes to the pool of their examples, class after class.
 
     Raises:
       ValueError: a class has no examples.
     """
-    num_classes = dataset.num_classes
-    counts = np.bincount(labels, minlength=num_classes)
+    counts = np.bincount(labels, minlength=dataset.num_classes)
     if not counts.all():
         raise ValueError(
-            f"{dataset.name}: class {counts.argmin()} has no examples in the {split} data; "
-            f"expected some of each class, 0 to {num_classes - 1}, in training and in test data. "
-            "With --validation the last sixth of the training data is held out: store them in "
-            "mixed order."
+            f"{dataset.name}: {dataset.class_name(int(counts.argmin()))} has no examples in the "
+            f"{split} data; expected some of each of the {dataset.num_classes} classes, in "
+            "training and in test data. With --validation the last sixth of the training data is "
+            "held out, and with --training-images the first are used: store them in mixed order."
         )
-    table = np.full((num_classes, np.bincount(labels).max()), -1, np.int32)
-    for label in range(num_classes):
-        examples = np.flatnonzero(labels == label)
-        table[label, : len(examples)] = examples
-    return table
+    by_class = np.argsort(labels, kind="stable")
+    starts = np.cumsum(counts) - counts
+    most = int(np.sort(counts)[-num_classes:].sum())
+    is_even = counts.min() == counts.max()
+
+    def pool(classes: jax.Array) -> Pool:
+        own = jnp.asarray(counts)[classes]
+        ends = jnp.cumsum(own)
+        place = jnp.arange(most)
+        which = jnp.repeat(jnp.arange(len(own)), own, total_repeat_length=most)
+        within = place - (ends - own)[which]
+        # What lies past the last example is clipped to some other.
+        indices = jnp.asarray(by_class)[jnp.asarray(starts)[classes][which] + within]
+        return Pool(indices, None if is_even else place < ends[-1])
+
+    return pool
 
 
 SEQUENCES: dict[str, Callable[[Dataset, int, str], Sequence]] = {
@@ -271,6 +314,8 @@ def draw_batches(
 ) -> jax.Array:
     """Draws a task's examples without replacement and shuffles them anew for each epoch.
 
+    A pool of fewer examples is gone through again until there are as many as are to be drawn.
+
     Returns:
       int32 ``[epochs, num_batches, batch_size]``; what does not fill a batch is left out.
     """
@@ -278,6 +323,7 @@ def draw_batches(
     order = jax.random.permutation(draw, len(pool.indices))
     if pool.valid is not None:
         order = order[jnp.argsort(~pool.valid[order], stable=True)]
+        order = order[jnp.arange(num_examples) % jnp.sum(pool.valid)]
     examples = pool.indices[order[:num_examples]]
     shuffled = jax.vmap(partial(jax.random.permutation, x=examples))(
         jax.random.split(shuffle, epochs)

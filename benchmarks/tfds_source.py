@@ -6,18 +6,27 @@ the standard library and write ``array_record``, which TFDS reads without Tensor
 
 import gzip
 import logging
+import math
+import os
 import struct
 import tarfile
 import urllib.error
 import urllib.request
-import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.borders import reading
+from benchmarks.limits import check_memory
+
 _CONNECT_SECONDS = 5
+_PREPARE_AGAIN = "Delete the folder and run again: the dataset is then prepared anew."
+_reading = partial(
+    reading, problem="not a readable dataset of tensorflow-datasets", remedy=_PREPARE_AGAIN
+)
 
 
 class Source(NamedTuple):
@@ -28,26 +37,37 @@ class Source(NamedTuple):
       version: its version, for cache keys.
       labels: the names of its label features.
       data_dir: where it lies, or None for TFDS's own default.
+      path: its own folder there.
     """
 
     name: str
     version: str
     labels: tuple[str, ...]
     data_dir: str | None
+    path: Path
 
     def read(self, split: str) -> dict[str, np.ndarray]:
         """Decodes "train" or "test".
 
         Returns:
           "image": uint8 ``[n, height, width, channels]``; each of `labels`: int32 ``[n]``.
+
+        Raises:
+          ValueError: it is damaged.
         """
-        source = _import_tfds().data_source(
-            self.name, split=split, data_dir=self.data_dir, download=False
-        )
-        examples = source.__getitems__(range(len(source)))
-        arrays = {"image": np.stack([example["image"] for example in examples])}
-        for label in self.labels:
-            arrays[label] = np.array([example[label] for example in examples], np.int32)
+        tfds = _import_tfds()
+        with _reading(self.path):
+            source = tfds.data_source(
+                self.name, split=split, data_dir=self.data_dir, download=False
+            )
+            (first,) = source.__getitems__([0])
+            check_memory(
+                f"what it promises, {len(source)} images,", len(source) * first["image"].nbytes
+            )
+            examples = source.__getitems__(range(len(source)))
+            arrays = {"image": np.stack([example["image"] for example in examples])}
+            for label in self.labels:
+                arrays[label] = np.array([example[label] for example in examples], np.int32)
         return arrays
 
 
@@ -63,17 +83,30 @@ def open_source(name: str, data_dir: str | None = None) -> Source:
 
     Raises:
       RuntimeError: tensorflow-datasets is unusable, or the data is missing and cannot be had.
+      ValueError: the data is damaged.
     """
     tfds = _import_tfds()
     # TFDS warns of every folder it looks into; what is missing is said below, once.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    builder = tfds.builder(name, data_dir=data_dir)
-    if not builder.is_prepared():
-        _prepare(tfds, name, data_dir, Path(builder.data_path))
+    folder = folder_of(data_dir) / name
+    with _reading(folder):
         builder = tfds.builder(name, data_dir=data_dir)
-    features = builder.info.features
-    labels = [key for key in features if isinstance(features[key], tfds.features.ClassLabel)]
-    return Source(name, str(builder.version), tuple(labels), data_dir)
+        is_prepared = builder.is_prepared()
+    if not is_prepared:
+        _prepare(tfds, name, data_dir, Path(builder.data_path))
+    with _reading(folder):
+        builder = tfds.builder(name, data_dir=data_dir)
+        features = builder.info.features
+        labels = [key for key in features if isinstance(features[key], tfds.features.ClassLabel)]
+        if "label" not in labels:
+            raise ValueError(f"it has the labels {labels}")
+        return Source(name, str(builder.version), tuple(labels), data_dir, Path(builder.data_path))
+
+
+def folder_of(data_dir: str | None) -> Path:
+    """Where datasets lie: this, or ``TFDS_DATA_DIR``, or TFDS's own default."""
+    named = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return Path(os.path.expanduser(named))
 
 
 def _import_tfds() -> Any:
@@ -110,7 +143,12 @@ def _prepare(tfds: Any, name: str, data_dir: str | None, target: Path) -> None:
         ) from error
     # A URL whose checksum TFDS does not know is an error, not taken on trust.
     config = tfds.download.DownloadConfig(force_checksums_validation=True)
-    builder.download_and_prepare(download_config=config)
+    with reading(
+        target,
+        f"{name} cannot be prepared there",
+        "Free space on the disk, or choose another --data-dir, and run again.",
+    ):
+        builder.download_and_prepare(download_config=config)
 
 
 _Example = tuple[int, dict[str, Any]]
@@ -225,18 +263,14 @@ def read_tar(path: Path, members: Sequence[str]) -> list[bytes]:
       ValueError: the file is not such an archive, or a member is missing or no plain file.
     """
     contents = []
-    try:
-        with tarfile.open(path, "r:gz") as archive:
-            for member in members:
-                opened = archive.extractfile(member)
-                if opened is None:
-                    raise KeyError(f"{member} is not a file")
-                contents.append(opened.read())
-    except (tarfile.TarError, KeyError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(
-            f"{path}: not a readable .tar.gz with {', '.join(members)} ({error}). Delete it and "
-            "run again."
-        ) from error
+    problem = f"not a readable .tar.gz with {', '.join(members)}"
+    with reading(path, problem, "Delete it and run again."), tarfile.open(path, "r:gz") as archive:
+        for member in members:
+            opened = archive.extractfile(member)
+            if opened is None:
+                raise ValueError(f"{member} is not a file")
+            check_memory(member, archive.getmember(member).size)
+            contents.append(opened.read())
     return contents
 
 
@@ -246,20 +280,17 @@ def read_idx(path: Path) -> np.ndarray:
     Raises:
       ValueError: the file is not in that format.
     """
-    try:
-        content = gzip.decompress(path.read_bytes())
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: not a gzip file ({error}); delete it and run again.") from error
-    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
-        raise ValueError(
-            f"{path}: begins with {content[:4]!r}; expected the header of an idx file of bytes. "
-            "Delete it and run again."
-        )
-    rank = content[3]
-    shape = struct.unpack_from(f">{rank}I", content, 4)
-    data = np.frombuffer(content, np.uint8, offset=4 + 4 * rank)
-    if data.size != np.prod(shape):
-        raise ValueError(
-            f"{path}: has {data.size} values; its header promises {shape}. Delete it and run again."
-        )
-    return data.reshape(shape)
+    problem = "not a readable .gz of an idx file"
+    with reading(path, problem, "Delete it and run again."), gzip.open(path) as file:
+        start = file.read(4)
+        if len(start) < 4 or start[:3] != b"\x00\x00\x08":
+            raise ValueError(f"it begins with {start!r}, not with the header of an array of bytes")
+        shape = struct.unpack(f">{start[3]}I", file.read(4 * start[3]))
+        promised = math.prod(shape)
+        check_memory(f"{shape}, as its header promises,", promised)
+        content = file.read(promised)
+        if len(content) < promised or file.read(1):
+            raise ValueError(
+                f"its header promises {shape}, but {len(content)} bytes or more follow"
+            )
+        return np.frombuffer(content, np.uint8).reshape(shape)

@@ -88,7 +88,7 @@ def run(
     Raises:
       ValueError: as `experiment.check`.
     """
-    experiment.check(config, spec, dataset)
+    experiment.check(config, spec, dataset, len(seeds))
     one_seed = experiment.functions(config, spec, dataset)
     programs = compile_programs(one_seed, config, dataset, seeds)
     num_seeds = len(seeds)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 import rgo_jax
+from benchmarks.limits import MAX_COUNT
 from benchmarks.tasks import Task
 
 Batch = tuple[jax.Array, jax.Array]
@@ -116,6 +118,11 @@ def option(default: Any, text: str, type_: type | None = None) -> Any:
     )
 
 
+def switch(name: str) -> str:
+    """What the command line calls a field of the configuration."""
+    return f"--{name.replace('_', '-')}"
+
+
 def check_positive(name: str, value: float) -> None:
     """Refuses what is no finite number above 0.
 
@@ -123,7 +130,17 @@ def check_positive(name: str, value: float) -> None:
       ValueError: it is none.
     """
     if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{name} is {value}; expected a finite number above 0.")
+        raise ValueError(f"{switch(name)} is {value}; expected a finite number above 0.")
+
+
+def check_count(name: str, value: int) -> None:
+    """Refuses what is no integer from 1 to `MAX_COUNT`.
+
+    Raises:
+      ValueError: it is none.
+    """
+    if not (isinstance(value, numbers.Integral) and 1 <= value <= MAX_COUNT):
+        raise ValueError(f"{switch(name)} is {value}; expected an integer from 1 to {MAX_COUNT}.")
 
 
 def check_choice(name: str, value: str, known: Sequence[str]) -> None:
@@ -133,7 +150,7 @@ def check_choice(name: str, value: str, known: Sequence[str]) -> None:
       ValueError: it is unknown.
     """
     if value not in known:
-        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(known)}.")
+        raise ValueError(f"{switch(name)} is {value!r}; expected one of {', '.join(known)}.")
 
 
 def check_momentum(value: float) -> None:
@@ -143,7 +160,7 @@ def check_momentum(value: float) -> None:
       ValueError: it is not from 0 to below 1.
     """
     if not 0 <= value < 1:
-        raise ValueError(f"momentum is {value}; expected 0 to below 1.")
+        raise ValueError(f"--momentum is {value}; expected 0 to below 1.")
 
 
 class MethodSpec(NamedTuple):

@@ -14,6 +14,7 @@ from benchmarks.methods.base import (
     Problem,
     TrainState,
     check_choice,
+    check_count,
     check_momentum,
     check_positive,
     gradient_method,
@@ -60,7 +61,7 @@ class Rgo:
         check_choice("curvature_classes", self.curvature_classes, CLASSES)
         check_momentum(self.momentum)
         if self.curvature_batches is not None:
-            check_positive("curvature_batches", self.curvature_batches)
+            check_count("curvature_batches", self.curvature_batches)
 
 
 def rgo(problem: Problem) -> Method:

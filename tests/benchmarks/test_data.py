@@ -110,7 +110,7 @@ def test_the_first_training_images():
         ({"y_train": np.zeros(11, int)}, r"y_train has shape \(11,\); expected \(12,\)"),
         ({"y_train": np.zeros(12)}, "y_train has dtype float64; expected integers"),
         ({"y_train": np.full(12, -1)}, "has the label -1"),
-        ({"y_train": np.full(12, 2**32 + 1)}, "has the label 4294967297; expected labels that num"),
+        ({"y_train": np.full(12, 2**63, np.uint64)}, "has the label 9223372036854775808; expected"),
         ({"superclasses": np.zeros(9, int)}, r"superclasses has shape \(9,\); expected \(3,\)"),
         ({"superclasses": np.zeros(3)}, "superclasses has dtype float64; expected integers"),
         ({"superclasses": np.array([0, 2, 0])}, "superclasses has the values 0, 2; expected all"),
@@ -306,13 +306,13 @@ class TestTfds:
     def test_idx_files_that_are_not(self, tmp_path):
         path = tmp_path / "file.gz"
         path.write_bytes(b"<html>")
-        with pytest.raises(ValueError, match="not a gzip file"):
+        with pytest.raises(ValueError, match=r"not a readable \.gz of an idx file"):
             tfds_source.read_idx(path)
         path.write_bytes(gzip.compress(b"<html>"))
-        with pytest.raises(ValueError, match="expected the header of an idx file"):
+        with pytest.raises(ValueError, match="not with the header of an array of bytes"):
             tfds_source.read_idx(path)
         path.write_bytes(gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 9, 1, 2])))
-        with pytest.raises(ValueError, match=r"has 2 values; its header promises \(9,\)"):
+        with pytest.raises(ValueError, match=r"its header promises \(9,\), but 2 bytes or"):
             tfds_source.read_idx(path)
 
     @pytest.mark.skipif(

@@ -94,19 +94,46 @@ def test_split_deals_every_class_to_one_task(shape):
     assert len({str(order) for order in orders}) > 1
 
 
-def test_split_takes_classes_of_different_sizes():
-    made = dataset()
-    keep = (made.y_train != 2) | (np.arange(48) < 20)  # class 2 has 3 images, the others 8
+def test_tasks_of_different_sizes_have_all_their_examples_and_as_many_steps():
+    made = dataset(num_classes=4, per_class=40)
+    kept = {0: 3, 1: 40, 2: 20, 3: 1}
+    keep = np.concatenate([np.flatnonzero(made.y_train == c)[:n] for c, n in kept.items()])
     made = made._replace(x_train=made.x_train[keep], y_train=made.y_train[keep])
-    sequence = tasks.split(made, 3)
-    assert sequence.smallest == 3 + 8
-    assert sorted(np.ravel(tasks_of(sequence, made, 0, 3))) == list(range(6))
-    for task in range(3):
-        key = jax.random.key(0)
-        pool = sequence.pool("train", key, jnp.int32(task))
-        batches = np.asarray(tasks.draw_batches(key, pool, 11, 2, 11))
-        assert set(batches.ravel()) <= set(np.asarray(pool.indices)[np.asarray(pool.valid)])
-        assert len(np.unique(batches[0])) == 11
+    sequence = tasks.split(made, 2)
+    assert (sequence.smallest, sequence.largest) == (4, 60)
+    for seed in range(4):
+        assert sorted(np.ravel(tasks_of(sequence, made, seed, 2))) == [0, 1, 2, 3]
+        for task in range(2):
+            key = jax.random.key(seed)
+            pool = sequence.pool("train", key, jnp.int32(task))
+            own = np.asarray(pool.indices)[np.asarray(pool.valid)]
+            batches = np.asarray(tasks.draw_batches(key, pool, 60, 2, 12))
+            assert batches.shape == (2, 5, 12)
+            for epoch in batches:
+                # Each example of the task as often as any other, but for what does not divide 60.
+                found, times = np.unique(epoch, return_counts=True)
+                np.testing.assert_array_equal(found, np.sort(own))
+                assert times.max() - times.min() <= 1
+            fewer = np.asarray(tasks.draw_batches(key, pool, 4, 1, 4))
+            assert len(np.unique(fewer)) == 4
+
+
+def test_superclasses_tell_the_sizes_of_their_tasks():
+    made = dataset(num_classes=4, superclasses=np.array([0, 1, 1, 0], np.int32))
+    keep = np.concatenate([np.arange(8) * 4 + c for c in (0, 1, 2)] + [np.array([3])])
+    made = made._replace(x_train=made.x_train[keep], y_train=made.y_train[keep])
+    sequence = tasks.superclass(made, 2)
+    assert (sequence.smallest, sequence.largest) == (9, 16)
+
+
+def test_pools_take_no_more_than_the_data():
+    """However many classes there are, and however large the largest."""
+    labels = np.concatenate([np.zeros(50_000, np.int32), np.arange(1, 50_000, dtype=np.int32)])
+    made = data.Dataset("made", np.zeros((len(labels), 1, 1), np.uint8), labels, labels, labels)
+    made = made._replace(x_test=made.x_train)
+    sequence = tasks.split(made, 2)
+    pool = jax.eval_shape(lambda key: sequence.pool("train", key, 0), jax.random.key(0))
+    assert pool.indices.size == sequence.largest == 50_000 + 24_999
 
 
 def test_every_class_has_examples():
@@ -114,6 +141,9 @@ def test_every_class_has_examples():
     untested = made._replace(y_test=np.where(made.y_test == 4, 5, made.y_test))
     with pytest.raises(ValueError, match=r"made: class 4 has no examples in the test data.*mixed"):
         tasks.split(untested, 3)
+    renumbered = untested._replace(labels=np.array([2, 3, 5, 7, 11, 13]))
+    with pytest.raises(ValueError, match=r"class 4 \(label 11\) has no examples"):
+        tasks.split(renumbered, 3)
 
 
 def test_superclasses_are_tasks():
@@ -128,17 +158,19 @@ def test_superclasses_are_tasks():
     ("sequence", "changes", "num_tasks", "match"),
     [
         ("permuted", {"shape": (4, 5, 3)}, 3, r"shape \(4, 5, 3\).*need grey ones"),
-        ("rotated", {}, 21, "num_tasks is 21.*20 angles"),
+        ("rotated", {}, 21, "--num-tasks is 21.*20 angles. Set --num-tasks to 20 or less"),
         (
             "split",
             {},
             4,
-            "is 4, but made has 6 classes; expected a divisor.*one of 1, 2, 3",
+            "--num-tasks is 4, but made has 6 classes; expected a divisor.*one of 1, 2, 3",
         ),
         ("split", {}, 6, "at least 2"),
+        ("split", {"num_classes": 5}, 2, r"Set --num-tasks to 1\."),
+        ("split", {"num_classes": 1}, 1, "made has one class; expected at least 2"),
         ("superclass", {}, 3, "made has no superclasses"),
-        ("superclass", {"superclasses": np.array([0, 0, 0, 1, 1, 2])}, 3, "of 1 to 3 classes"),
-        ("superclass", {"superclasses": np.array([0, 0, 1, 1, 2, 2])}, 4, "3 superclasses"),
+        ("superclass", {"superclasses": np.array([0, 0, 0, 1, 1, 2])}, 3, "of 1 to 3 classes; ex"),
+        ("superclass", {"superclasses": np.array([0, 0, 1, 1, 2, 2])}, 4, "to 3 or less"),
     ],
 )
 def test_sequences_that_cannot_be(sequence, changes, num_tasks, match):
