@@ -7,9 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks import experiment
+from benchmarks import experiment, limits
 from benchmarks.data import Dataset
-from benchmarks.limits import memory, size
 from benchmarks.methods import MethodSpec
 from benchmarks.networks import ARCHITECTURES
 from benchmarks.presets import Config
@@ -84,7 +83,7 @@ def _check_memory(config: Config, for_seed: int, dataset: Dataset, num_seeds: in
     data = sum(array.size * array.dtype.itemsize for array in _shapes(dataset).values())
     of_device = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     if of_device is None:
-        available = memory() - data
+        available = limits.memory() - data
     else:
         available = (of_device - data) * min(num_seeds, jax.local_device_count())
     possible = max(available, 0) // for_seed
@@ -94,8 +93,8 @@ def _check_memory(config: Config, for_seed: int, dataset: Dataset, num_seeds: in
         remedy = f"Run fewer at a time: --seeds {possible}, or from one to another as 5-9"
     else:
         remedy = "Choose a smaller --network, or lower --epochs, --batch-size or --num-tasks"
+    each, needed, there_is = map(limits.size, (for_seed, num_seeds * for_seed, max(available, 0)))
     raise ValueError(
-        f"{num_seeds} seeds of --network {config.network} take {size(num_seeds * for_seed)} of "
-        f"memory at least, {size(for_seed)} each; beside the data there is {size(available)}. "
-        f"{remedy}."
+        f"{num_seeds} seeds of --network {config.network} take {needed} of memory at least, {each} "
+        f"each; beside the data there is {there_is}. {remedy}."
     )

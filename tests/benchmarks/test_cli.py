@@ -2,6 +2,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import __main__ as cli
-from benchmarks import files, jobs, presets, report, results
+from benchmarks import files, jobs, limits, presets, report, results
 from benchmarks.methods import METHODS
 
 QUICK = ["--num-tasks", "2", "--examples-per-task", "200", "--epochs", "4", "--seeds", "2"]
@@ -301,13 +302,13 @@ def test_report_sets_the_papers_numbers_beside_ours():
         (["--seeds", "0"], "--seeds is '0'; expected how many, 1 or more"),
         (["--seeds", "3-1"], "--seeds is '3-1'; expected how many, 1 or more, or the first and"),
         (["--seeds", "1.5"], "--seeds is '1.5'; expected"),
-        (["--head", "x"], "Unknown head 'x'; expected one of shared, frozen, per_task, masked"),
-        (["--columns", "x"], "columns is 'x'; expected one of mean, sum, signs, each"),
+        (["--head", "x"], "--head is 'x'; expected one of shared, frozen, per_task, masked"),
+        (["--columns", "x"], "--columns is 'x'; expected one of mean, sum, signs, each"),
         (
             ["--methods", "gpm,rgo", "--alpha", "0"],
-            "alpha is 0.0; expected a finite number above 0",
+            "--alpha is 0.0; expected a finite number above 0",
         ),
-        (["--methods", "gpm,sgd", "--momentum", "1"], "momentum is 1.0; expected 0 to below 1"),
+        (["--methods", "gpm,sgd", "--momentum", "1"], "--momentum is 1.0; expected 0 to below 1"),
         (
             ["split-digits", "--network", "vgg-11", "--conv-biases", "--biases", "input"],
             "convolutions have biases. Add --no-conv-biases.",
@@ -318,6 +319,25 @@ def test_report_sets_the_papers_numbers_beside_ours():
             "takes images of 32 x 32 pixels or more, but these have 8 x 8. Choose --network mlp",
         ),
         (["--seeds", "3000000000-3000000000"], "3000000000'; expected how many"),
+        (["--seeds", "9" * 5000], "--seeds is '[...]'; expected how many"),
+        (["--checkpoint-every", "0"], "--checkpoint-every is 0; expected an integer from 1"),
+        (["--epochs", "3000000000"], "--epochs is 3000000000; expected an integer from 1"),
+        (["--batch-size", "2000"], "--batch-size is 2000, but a task has 1000 examples. Set --b"),
+        (["--examples-per-task", "2000"], "Set --examples-per-task to 1297 or less"),
+        (
+            ["--num-tasks", "1000000000"],
+            "--num-tasks 1000000000 and --epochs 5 make 500000000000 steps of 10 examples; expec",
+        ),
+        (
+            ["--methods", "rgo", "--num-tasks", "2000000", "--epochs", "1"],
+            "--num-tasks 2000000 takes 146 TiB of memory; there is",
+        ),
+        (
+            ["--seeds", "1000000000"],
+            "what 1000000000 seeds draw in --epochs 5 and measure on --num-tasks 10 takes",
+        ),
+        (["--learning-rate", "inf"], "--learning-rate is inf; expected a finite number above 0"),
+        (["--validation", "--training-images", "1"], "Raise --training-images, or leave --valid"),
         (["--data", "absent.npz"], "absent.npz: no such file"),
         (["--data", "digits"], "--data is 'digits'; expected the path of an .npz file"),
         (["--out", __file__], "test_cli.py'. Choose a folder that can be written to"),
@@ -339,15 +359,92 @@ def test_all_benchmarks_are_checked_before_the_first_runs(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_own_data(tmp_path, capsys):
+def write_npz(path, labels, shape=(8, 7), tests=None):
     rng = np.random.default_rng(0)
-    y = {"train": rng.integers(0, 4, 400), "test": rng.integers(0, 4, 100)}
-    prototypes = rng.integers(0, 256, (4, 8, 7))
+    y = {"train": np.asarray(labels), "test": np.asarray(labels if tests is None else tests)}
+    prototypes = rng.integers(0, 256, (max(labels) + 1, *shape))
     np.savez(
-        tmp_path / "mine.npz",
+        path,
         **{f"x_{s}": prototypes[y[s]].astype(np.uint8) for s in y},
         **{f"y_{s}": y[s] for s in y},
     )
+    return str(path)
+
+
+def test_all_methods_are_checked_before_the_first_runs(tmp_path, capsys):
+    """On these images SGD could train the network, and RGO could not."""
+    mine = write_npz(tmp_path / "mine.npz", np.arange(16) % 4, (64, 64, 3))
+    argv = ["split", "--data", mine, "--num-tasks", "2", "--batch-size", "4", "--seeds", "1"]
+    argv += ["--out", str(tmp_path / "out")]
+    assert cli.main([*argv, "--methods", "sgd,rgo"]) == 2
+    error = capsys.readouterr().err
+    assert "RGO cannot train --network lenet-5 on images of shape (64, 64, 3): Para" in error
+    assert "Choose --network alexnet-7, alexnet-7-narrow, vgg-11, vgg-13, resnet-18." in error
+    assert "max_fan_in; or" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_many_seeds_for_the_memory(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(limits, "memory", lambda: 2**20)
+    argv = ["permuted-digits", "--methods", "sgd,rgo", "--out", str(tmp_path), "--seeds"]
+    assert cli.main([*argv, "10"]) == 2
+    error = capsys.readouterr().err
+    possible = int(re.search(r"Run fewer at a time: --seeds (\d+), or", error)[1])
+    assert 1 <= possible < 10
+    assert "10 seeds of --network mlp-100 take" in error
+    assert cli.main([*argv, "10", "--network", "alexnet-7"]) == 2
+    monkeypatch.setattr(limits, "memory", lambda: 2**18)
+    assert cli.main([*argv, "1"]) == 2
+    assert "Choose a smaller --network" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_labels_that_leave_numbers_out_are_told(jobs_run, tmp_path, capsys):
+    mine = write_npz(tmp_path / "mine.npz", [3, 7, 9, 12] * 10)
+    argv = ["split", "--data", mine, "--methods", "sgd,stl", "--network", "mlp"]
+    argv += ["--out", str(tmp_path / "out"), "--num-tasks"]
+    assert cli.main([*argv, "3"]) == 2
+    error = capsys.readouterr().err
+    note = "note: mine.npz: the labels are 3, 7, 9, 12; the 4 classes are numbered from 0 in that "
+    assert error.startswith(note)
+    assert "error: --num-tasks is 3, but mine.npz has 4 classes" in error
+    assert cli.main([*argv, "2"]) == 0
+    assert capsys.readouterr().err.count("note: ") == 1
+    assert [job.dataset.num_classes for job in jobs_run] == [4, 4]
+
+
+def test_tasks_of_different_sizes_are_told(jobs_run, tmp_path, capsys):
+    labels = np.repeat(np.arange(4), [40, 2, 20, 1])
+    mine = write_npz(tmp_path / "mine.npz", labels)
+    argv = ["split", "--data", mine, "--methods", "sgd,rgo", "--network", "mlp", "--num-tasks", "2"]
+    argv += ["--out", str(tmp_path / "out"), "--batch-size", "2"]
+    assert cli.main(argv) == 0
+    assert capsys.readouterr().err == (
+        "note: mine.npz: by its classes a task has 3 to 60 training images. An epoch takes 60 of "
+        "every task: one that has fewer goes through its own again. --examples-per-task sets "
+        "another number.\n"
+    )
+    assert cli.main([*argv, "--examples-per-task", "3"]) == 0
+    assert not capsys.readouterr().err
+    assert [job.config.examples_per_task for job in jobs_run] == [60, 60, 3, 3]
+
+
+@pytest.mark.slow
+def test_a_task_of_few_images_learns_as_long_as_the_others(tmp_path):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(4), [200, 150, 3, 2]))
+    mine = write_npz(tmp_path / "mine.npz", labels, tests=np.arange(40) % 4)
+    with np.load(mine) as file:
+        np.savez(mine, **file, superclasses=np.array([0, 0, 1, 1]))
+    argv = ["superclass", "--data", mine, "--methods", "rgo", "--network", "mlp-100"]
+    argv += ["--num-tasks", "2", "--epochs", "4", "--seeds", "2", "--out", str(tmp_path)]
+    assert cli.main(argv) == 0
+    (result,) = results.load_all(tmp_path)
+    assert (result.acc > 95).all()
+
+
+def test_own_data(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    write_npz(tmp_path / "mine.npz", rng.integers(0, 4, 400), tests=rng.integers(0, 4, 100))
     out = tmp_path / "out"
     argv = ["--data", str(tmp_path / "mine.npz"), "--seeds", "1", "--epochs", "2"]
     argv += ["--methods", "rgo", "--out", str(out)]

@@ -1,3 +1,4 @@
+import contextlib
 import gzip
 import io
 import os
@@ -231,6 +232,31 @@ class TestTfds:
         cache.write_bytes(cache.read_bytes()[:100])
         third = data.load("mnist", data_dir=directory)
         np.testing.assert_array_equal(third.x_train, mnist.x_train)
+
+    def test_a_damaged_dataset(self, tmp_path, downloads, monkeypatch):
+        """Whatever is wrong with its files, the error names its folder and tells to delete it."""
+        data.load("mnist", data_dir=str(tmp_path / "tfds"))
+        (folder,) = (tmp_path / "tfds" / "mnist").iterdir()
+        errors = []
+        for path in sorted(path for path in folder.iterdir() if path.is_file()):
+            whole = path.read_bytes()
+            lies = [whole.replace(b'"7"', b'"999999999999"'), whole.replace(b"label", b"lapel")]
+            for content in (b"", b"{}", b"[]", b"\xff" * 50, whole[: len(whole) // 2], *lies):
+                if content == whole:
+                    continue
+                for cache in data.cache_dir().glob("*"):
+                    cache.unlink()
+                path.write_bytes(content)
+                with contextlib.suppress(RuntimeError):  # as if it were not prepared
+                    try:
+                        data.load("mnist", data_dir=str(tmp_path / "tfds"))
+                    except ValueError as error:
+                        errors.append(str(error))
+            path.write_bytes(whole)
+        assert len(errors) > 10
+        for error in errors:
+            assert str(folder.parent) in error
+            assert "Delete the folder and run again" in error
 
     def test_cifar100_without_tensorflow(self, tmp_path, folder, cifar100):
         write_cifar100(folder / "archive", cifar100)
