@@ -40,7 +40,7 @@ def problem_of(network, input_shape, head="per_task", classes=CLASSES, **changes
         learning_rate=0.5,
         **changes,
     )
-    sequence = tasks.Sequence(classes, input_shape, 1, None, None)
+    sequence = tasks.Sequence(classes, input_shape, 1, 1, None, None)
     key = jax.random.key(7)
     return experiment.make_problem(config, METHODS["los"], sequence, "none", key)
 

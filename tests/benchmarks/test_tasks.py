@@ -101,7 +101,7 @@ def test_tasks_of_different_sizes_have_all_their_examples_and_as_many_steps():
     made = made._replace(x_train=made.x_train[keep], y_train=made.y_train[keep])
     sequence = tasks.split(made, 2)
     assert (sequence.smallest, sequence.largest) == (4, 60)
-    for seed in range(4):
+    for seed in range(2):
         assert sorted(np.ravel(tasks_of(sequence, made, seed, 2))) == [0, 1, 2, 3]
         for task in range(2):
             key = jax.random.key(seed)

@@ -141,7 +141,7 @@ def test_with_smoothed_labels_a_network_stays_less_sure(digits):
 
 def test_sizes_that_do_not_fit(digits):
     with pytest.raises(ValueError, match="'digits' has 1297 training images"):
-        train.run(small(examples_per_task=2000), METHODS["sgd"], digits, 1)
+        train.run(small(examples_per_task=2000), METHODS["sgd"], digits, range(1))
     with pytest.raises(ValueError, match="--batch-size is 400, but a task has 300"):
-        train.run(small(batch_size=400), METHODS["sgd"], digits, 1)
+        train.run(small(batch_size=400), METHODS["sgd"], digits, range(1))
     assert experiment.fitted(small(examples_per_task=2000), digits).examples_per_task == 1297
