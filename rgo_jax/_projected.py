@@ -1,6 +1,7 @@
 """The mark of a gradient that is projected already."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -30,7 +31,7 @@ class Projected:
     gradient: jax.Array
 
 
-def _unflatten(_: None, children: tuple[Any]) -> Any:
+def _unflatten(_: None, children: Iterable[Any]) -> Any:
     (child,) = children
     # What a mask or a label function makes of a tree of gradients is no gradient: optax expects a
     # bool or a string in its place.
