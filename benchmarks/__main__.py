@@ -105,8 +105,9 @@ def _run(argv: list[str], console: Console) -> int:
                 "percent after the last task, mean ± standard deviation"
             )
             console.print(report.terminal_table(finished))
+            _tell_divergence(finished, console)
             figure = arguments.out / benchmark / "accuracy"
-            figures.accuracy(benchmark, finished, figure)
+            report.replace_all(figures.accuracy(benchmark, finished, figure))
             console.print(f"Results and {figure.with_suffix('.png')} are in {arguments.out}.")
     return 0
 
@@ -178,8 +179,16 @@ def _report(argv: list[str], console: Console) -> int:
     found = results.load_all(folder)
     if not found:
         raise FileNotFoundError(f"{folder}: no results (*/*.json) there; run a benchmark first.")
-    console.print(f"Wrote {report.write(found, folder)}.")
+    written = report.write(found, folder)
+    _tell_divergence(found, console)
+    console.print(f"Wrote {written}.")
     return 0
+
+
+def _tell_divergence(found: Sequence[results.Result], console: Console) -> None:
+    for result in found:
+        if told := report.divergence(result):
+            console.print(told)
 
 
 if __name__ == "__main__":

@@ -110,8 +110,11 @@ def markdown(results: Sequence[Result]) -> str:
 def _cell(result: Result | None, whole: Result | None, is_due: bool) -> str:
     if result is None:
         return "not yet run" if is_due else "-"
-    text = f"{markup.mean_and_spread(result.acc)} / {markup.mean_and_spread(result.bwt)}"
-    if whole is None or whole is result:
+    text = markup.mean_and_spread(result.acc)
+    if result.diverged.any():
+        return text
+    text += f" / {markup.mean_and_spread(result.bwt)}"
+    if whole is None or whole is result or whole.diverged.any():
         return text
     # Seed by seed: a seed's tasks are the same in both.
     theirs = dict(zip(whole.seeds, whole.acc, strict=True))

@@ -42,7 +42,8 @@ class Functions(NamedTuple):
         ``[epochs, num_batches, batch_size]`` of example indices.
       steps: ``(num_pieces, seed, data, state, epochs, task_id, piece) -> (state, mean loss)``.
       end: ``(seed, data, state, epochs, task_id) -> state``.
-      accuracy: ``(split, seed, data, state, k) -> accuracy on task k``.
+      accuracy: ``(split, seed, data, state, k) -> accuracy on task k``, NaN where logits are not
+        finite.
     """
 
     init: Callable[..., Any]
@@ -146,8 +147,11 @@ def functions(config: Config, spec: MethodSpec, dataset: Dataset) -> Functions:
 
         def count(batch: tasks.Pool) -> jax.Array:
             x, y = load(batch.indices)
-            right = jnp.argmax(method.logits(state, x, k), axis=-1) == y
-            return jnp.sum(right & batch.valid)
+            logits = method.logits(state, x, k)
+            right = jnp.argmax(logits, axis=-1) == y
+            # The first class has the largest of logits that are NaN: no accuracy.
+            finite = jnp.all(jnp.isfinite(jnp.max(logits, axis=-1)), where=batch.valid)
+            return jnp.where(finite, jnp.sum(right & batch.valid), jnp.nan)
 
         is_image = len(sequence.input_shape) > 1
         size = _EVALUATION_BATCH_OF_IMAGES if is_image else _EVALUATION_BATCH

@@ -1,5 +1,7 @@
 """Figures from results, as PNG and SVG."""
 
+import io
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from benchmarks import paper
-from benchmarks.files import replacing
+from benchmarks import markup, paper
 from benchmarks.methods import METHODS
 from benchmarks.results import Result, find, spread
 
@@ -20,15 +21,21 @@ _COLOURS = (*range(0, 20, 2), *range(1, 20, 2))
 _STYLES = ("-", "--", ":", "-.")
 
 
-def accuracy(title: str, results: Sequence[Result], path: Path) -> None:
-    """Average accuracy over the tasks so far, a line for each result.
+def accuracy(title: str, results: Sequence[Result], path: Path) -> dict[Path, bytes]:
+    """Average accuracy over the tasks so far, a line for each result; it ends where one diverges.
 
     Args:
       title: of the figure.
       results: of one benchmark.
-      path: where to write, without suffix: a PNG and an SVG.
+      path: of the figure's files, without suffix.
+
+    Returns:
+      What is to be written: a PNG and an SVG.
     """
-    labels = [", ".join(filter(None, [METHODS[r.method].label, r.variant])) for r in results]
+    labels = [
+        ", ".join(filter(None, [METHODS[r.method].label, r.variant, _divergence(r)]))
+        for r in results
+    ]
     # In lines of the length of most, so that they leave the axes their room.
     labels = [textwrap.fill(label, 24) for label in labels]
     lines = sum(1 + label.count("\n") for label in labels)
@@ -41,39 +48,49 @@ def accuracy(title: str, results: Sequence[Result], path: Path) -> None:
         round_, style = divmod(variants.index(result.variant), len(_STYLES))
         _curve(axes, result, _STYLES[style], label, round_)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, handlelength=3.5)
-    _save(fig, path)
+    return _rendered(fig, path)
 
 
-def figure_1(results: Sequence[Result], path: Path) -> None:
+def figure_1(results: Sequence[Result], path: Path) -> dict[Path, bytes]:
     """The paper's Figure 1: a panel for each benchmark of Table 1, a line for each method.
 
     Args:
-      results: those of the preset "paper" are drawn.
+      results: those of the preset "paper" are drawn; what has none has no panel.
       path: as for `accuracy`.
+
+    Returns:
+      As `accuracy`; nothing without a panel.
     """
-    fig = Figure(figsize=(11, 7), dpi=150, layout="constrained")
+    panels = {}
+    for setting, methods in paper.TABLE_1.items():
+        found = [find(results, paper.own(setting, method), method, "paper") for method in methods]
+        drawn = [result for result in found if result is not None]
+        if drawn:
+            panels[setting] = drawn
+    if not panels:
+        return {}
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    fig = Figure(figsize=(1 + 5 * columns, 3.5 * rows), dpi=150, layout="constrained")
     lines: dict[str, Any] = {}
-    for axes, (setting, methods) in zip(
-        fig.subplots(2, 2).flat, paper.TABLE_1.items(), strict=True
-    ):
-        _axes(axes, f"{setting.benchmark}, {setting.network}")
-        of_panel = {
-            method: result
-            for method in methods
-            if (result := find(results, paper.own(setting, method), method, "paper")) is not None
-        }
-        for method, result in of_panel.items():
-            label = METHODS[method].label
+    for place, (setting, drawn) in enumerate(panels.items(), start=1):
+        title = f"{setting.benchmark}, {setting.network}"
+        axes = _axes(fig.add_subplot(rows, columns, place), title)
+        for result in drawn:
+            label = METHODS[result.method].label
             lines[label] = _curve(axes, result, "-", label)
-        if not of_panel:
-            axes.set(xlim=(0, 20), ylim=(0, 100))
-            axes.text(10, 50, "not yet run", ha="center", va="center", color="gray")
     fig.legend(lines.values(), lines.keys(), loc="outside right upper", frameon=False)
-    _save(fig, path)
+    return _rendered(fig, path)
+
+
+def _divergence(result: Result) -> str:
+    return markup.mean_and_spread(result.acc) if result.diverged.any() else ""
 
 
 def _axes(axes: Any, title: str) -> Any:
-    axes.set(title=title, xlabel="tasks learned", ylabel="average accuracy over them (%)")
+    # A dollar sign in the name of a file is no mathematics.
+    axes.set_title(title, parse_math=False)
+    axes.set(xlabel="tasks learned", ylabel="average accuracy over them (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     return axes
@@ -92,9 +109,12 @@ def _curve(axes: Any, result: Result, style: str, label: str, round_: int = 0) -
     return line
 
 
-def _save(fig: Figure, path: Path) -> None:
+def _rendered(fig: Figure, path: Path) -> dict[Path, bytes]:
+    files = {}
     # Without a date or random ids the same results give the same files.
     with mpl.rc_context({"svg.hashsalt": "rgo_jax"}):
-        for suffix, metadata in ((".svg", {"Date": None}), (".png", {"Software": None})):
-            with replacing(path.with_suffix(suffix)) as temporary:
-                fig.savefig(temporary, metadata=metadata)
+        for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+            buffer = io.BytesIO()
+            fig.savefig(buffer, format=kind, metadata=metadata)
+            files[path.with_name(f"{path.name}.{kind}")] = buffer.getvalue()
+    return files

@@ -19,7 +19,7 @@ RGO-2.
 def markdown(results: Sequence[Result]) -> str:
     """A table of all methods that were run in more than one of these ways; empty without any."""
     found = {
-        (result.benchmark, _name(result.method), result.config["head"], _has_fel(result)): result
+        (result.benchmark, _name(result.method), result.config.head, _has_fel(result)): result
         for result in sorted(results, key=lambda result: len(result.seeds))
         if result.preset == "paper" and set(result.changes) <= {"head", "fel"}
     }
@@ -45,11 +45,12 @@ def _name(method: str) -> str:
 
 
 def _has_fel(result: Result) -> bool:
-    chosen = result.config.get("fel")
-    return METHODS[result.method].fel if chosen is None else bool(chosen)
+    chosen = result.config.fel
+    return METHODS[result.method].fel if chosen is None else chosen
 
 
 def _cell(result: Result | None) -> str:
     if result is None:
         return "-"
-    return f"{markup.mean_and_spread(result.acc)} / {result.bwt.mean():.2f}"
+    acc = markup.mean_and_spread(result.acc)
+    return acc if result.diverged.any() else f"{acc} / {result.bwt.mean():.2f}"

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,9 +45,9 @@ class Job(NamedTuple):
         return f"{self.config.sequence}-{self.dataset.name}"
 
     @property
-    def description(self) -> dict[str, Any]:
+    def description(self) -> presets.Config:
         """The configuration as results have it."""
-        return dataclasses.asdict(self.config) | {"dataset": self.dataset.name}
+        return dataclasses.replace(self.config, dataset=self.dataset.name)
 
     @property
     def path(self) -> Path:
@@ -63,7 +62,7 @@ class Job(NamedTuple):
 
     def checkpoints(self) -> Checkpoints:
         """Those of this run, whether there are any or not."""
-        experiment = self.description | {
+        experiment = dataclasses.asdict(self.description) | {
             "method": self.method,
             "seeds": list(self.seeds),
             "data": self.dataset.fingerprint(),
@@ -75,7 +74,7 @@ class Job(NamedTuple):
         if not self.path.exists():
             return None
         found = results.load(self.path)
-        if found.config != json.loads(json.dumps(self.description)):
+        if found.config != self.description:
             return None
         checkpoints = self.checkpoints()
         if checkpoints.exists():
@@ -203,7 +202,8 @@ class Display(train.Observer):
     def on_task(self, progress: train.Progress) -> None:
         """Shows the accuracy so far, and writes a checkpoint if it is time."""
         done = progress.tasks_done
-        self._accuracy = f", ACC {100 * np.nanmean(progress.r[:, done - 1]):.2f}"
+        accuracy = 100 * progress.r[:, done - 1, :done].mean()
+        self._accuracy = f", ACC {accuracy:.2f}" if np.isfinite(accuracy) else ", diverged"
         status = self._show(done, f"task {done}/{self._num_tasks}")
         if not self._bar.console.is_terminal:
             self._bar.console.print(status, highlight=False)

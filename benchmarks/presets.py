@@ -1,6 +1,8 @@
 """The numbers of every protocol and preset; those of one method are in its own file."""
 
 import dataclasses
+import math
+from pathlib import Path
 from typing import Any
 
 import optax
@@ -244,6 +246,11 @@ def config(
                 f"--data is {data!r}; expected the path of an .npz file. Datasets of the paper are "
                 f"part of a benchmark's name: {', '.join(BENCHMARKS)}."
             )
+        if not Path(data).name.isprintable():
+            raise ValueError(
+                f"--data is {data!r}; expected a file's name without control characters, since "
+                "results are called by it. Rename the file."
+            )
         sequence, dataset, protocol = benchmark, data, _OWN_DATA[benchmark]
     else:
         _check_known("benchmark", benchmark, BENCHMARKS)
@@ -272,11 +279,16 @@ def config(
         **{name: value for name, value in values.items() if name in fields},
         options=dataclasses.asdict(method.make_options(options)),
     )
-    _check(resolved)
+    check(resolved)
     return resolved
 
 
-def _check(resolved: Config) -> None:
+def check(resolved: Config) -> None:
+    """Finds out whether the values of a configuration are possible.
+
+    Raises:
+      ValueError: an unknown name; a value outside its range.
+    """
     for name, known in (
         ("network", tuple(ARCHITECTURES)),
         ("head", tuple(HEADS)),

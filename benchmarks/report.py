@@ -1,6 +1,7 @@
 """Everything that is made from results: tables on the terminal and in markdown, and figures."""
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ from rich.table import Table
 from benchmarks import ablation, figures, heads, markup, paper, tables
 from benchmarks.files import replacing
 from benchmarks.layers import HEADS
+from benchmarks.merging import merged
 from benchmarks.methods import METHODS
 from benchmarks.presets import PRESETS, PROTOCOL_FIELDS
-from benchmarks.results import Result, merged
+from benchmarks.results import Result
 
 _COLUMNS = (
     "method", "preset", "head", "seeds", "ACC", "paper", "diff", "BWT", "paper", "diff", "minutes",
@@ -75,36 +77,71 @@ def markdown(results: Sequence[Result], drawn: dict[str, str], see_also: str = "
     return "\n".join(lines) + "\n"
 
 
+def divergence(result: Result) -> str | None:
+    """What to tell a user whose run has diverged, in one line; None if it has not."""
+    lost = [seed for seed, gone in zip(result.seeds, result.diverged, strict=True) if gone]
+    if not lost:
+        return None
+    seeds = f"seed{'s' if len(lost) > 1 else ''} {', '.join(map(str, lost))}"
+    return (
+        f"{result.benchmark}, {result.method}: {seeds} diverged: the loss is not finite. Choose a "
+        f"--learning-rate below {result.config.learning_rate:g}."
+    )
+
+
 def write(results: Sequence[Result], folder: Path) -> Path:
-    """Writes figures and tables of all results into their folder; returns the README's path."""
+    """Writes figures and tables of all results into their folder; returns the README's path.
+
+    Raises:
+      ValueError: as `replace_all`.
+    """
     files = sorted(results, key=_order)
     results = sorted(merged(files), key=_order)
+    rendered: dict[Path, bytes] = {}
     drawn = {}
     for benchmark in _benchmarks(results):
         of_benchmark = [result for result in results if result.benchmark == benchmark]
         # Presets as they stand, where there are any: a dozen variants of each are not readable.
         plain = [result for result in of_benchmark if not result.changes]
-        figures.accuracy(benchmark, plain or of_benchmark, folder / benchmark / "accuracy")
+        path = folder / benchmark / "accuracy"
+        rendered |= figures.accuracy(benchmark, plain or of_benchmark, path)
         drawn[benchmark] = f"{benchmark}/accuracy.png"
     see_also = ""
     if tables.have_a_row(results):
-        figures.figure_1(results, folder / "figure-1")
-        text = tables.papers_tables(results) + heads.markdown(results)
-        _write(folder / "TABLES.md", text)
+        figure = figures.figure_1(results, folder / "figure-1")
+        rendered |= figure
+        text = tables.papers_tables(results, "figure-1.png" if figure else None)
+        rendered[folder / "TABLES.md"] = (text + heads.markdown(results)).encode()
         see_also += "\nThe paper's tables, with ours beside, are in [TABLES.md](TABLES.md).\n"
     changed_one_by_one = ablation.markdown(results)
     if changed_one_by_one:
-        _write(folder / "ABLATION.md", changed_one_by_one)
+        rendered[folder / "ABLATION.md"] = changed_one_by_one.encode()
         see_also += "\nWhat each choice is worth is in [ABLATION.md](ABLATION.md).\n"
     if (folder / _NOTES).exists():
         see_also += f"\nWhat is known of the differences is in [{_NOTES}]({_NOTES}).\n"
-    return _write(folder / "README.md", markdown(files, drawn, see_also))
+    readme = folder / "README.md"
+    rendered[readme] = markdown(files, drawn, see_also).encode()
+    replace_all(rendered)
+    return readme
 
 
-def _write(path: Path, text: str) -> Path:
-    with replacing(path) as temporary:
-        temporary.write_text(text)
-    return path
+def replace_all(files: Mapping[Path, bytes]) -> None:
+    """Writes files; where one cannot be written, all are as they were.
+
+    Raises:
+      ValueError: one cannot be written.
+    """
+    path = Path()
+    try:
+        # All of them are whole beside their places before the first takes its own.
+        with contextlib.ExitStack() as stack:
+            for path, content in files.items():
+                stack.enter_context(replacing(path)).write_bytes(content)
+    except OSError as error:
+        raise ValueError(
+            f"{path}: cannot be written ({error}). Make room for it and its folder writable, or "
+            "copy the results to another folder and report that."
+        ) from error
 
 
 def _benchmarks(results: Iterable[Result]) -> list[str]:
@@ -116,7 +153,7 @@ def _order(result: Result) -> tuple[object, ...]:
         result.benchmark,
         list(METHODS).index(result.method),
         list(PRESETS).index(result.preset),
-        list(HEADS).index(result.config["head"]),
+        list(HEADS).index(result.config.head),
         sorted(result.changes.items()),
         result.seeds,
     )
@@ -133,7 +170,7 @@ def _row(result: Result) -> list[str]:
             [result.preset]
             + [f"{name} {value}" for name, value in result.changes.items() if name != "head"]
         ),
-        "-" if single_task else result.config["head"],
+        "-" if single_task else result.config.head,
         str(len(result.seeds)),
         *_against_paper(result.acc, acc),
         *(["-", "-", "-"] if single_task else _against_paper(result.bwt, bwt)),
@@ -148,7 +185,7 @@ def _origin(result: Result) -> list[str]:
     commits = [each["commit"][:10] + each["commit"][40:] for each in origins]
     return [
         f"{result.benchmark}/{result.file_name}",
-        f"`{origin['command']}`",
+        markup.code(origin["command"]),
         ", then ".join(dict.fromkeys(commits)),
         ", then ".join(dict.fromkeys(each["device"] for each in origins)),
         ", then ".join(dict.fromkeys(_versions(each["versions"]) for each in origins)),

@@ -1,5 +1,6 @@
 """Results on disk: one JSON for each method of a benchmark, with all it takes to repeat it."""
 
+import dataclasses
 import datetime
 import importlib.metadata
 import json
@@ -15,16 +16,13 @@ import jax
 import numpy as np
 
 import rgo_jax
-from benchmarks import paper, presets
+from benchmarks import json_input, paper, presets, result_schema
 from benchmarks.files import replacing
-from benchmarks.layers import HEADS
-from benchmarks.methods import METHODS
 from benchmarks.train import Run
 
 # As many as the paper has. Fewer or more go into a file's name, so as not to replace these.
 DEFAULT_SEEDS = 5
 
-_FORMAT = 1
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
@@ -36,9 +34,10 @@ class Result(NamedTuple):
       method: a key of `benchmarks.methods.METHODS`.
       preset: a key of `benchmarks.presets.PRESETS`.
       changes: fields of the configuration that differ from the preset's.
-      config: the whole configuration, the fields of a `benchmarks.presets.Config`.
+      config: the whole configuration, with the dataset's name in place of a path.
       seeds: one for each entry of ``r``.
-      r: ``[num_seeds, num_tasks, num_tasks]``, see `benchmarks.train.Run`.
+      r: ``[num_seeds, num_tasks, num_tasks]``, see `benchmarks.train.Run`; NaN also where a seed
+        diverged, as in ``losses`` and ``train``.
       losses: ``[num_seeds, num_tasks]``.
       seconds: wall time: "compile", "tasks" (a list), "total".
       provenance: "command", "commit", "versions", "device", "date"; and "before_resuming", a list
@@ -53,7 +52,7 @@ class Result(NamedTuple):
     method: str
     preset: str
     changes: dict[str, Any]
-    config: dict[str, Any]
+    config: presets.Config
     seeds: list[int]
     r: np.ndarray
     losses: np.ndarray
@@ -64,29 +63,44 @@ class Result(NamedTuple):
     data: str | None = None
 
     @property
+    def diverged(self) -> np.ndarray:
+        """Whether each seed did: a loss or an accuracy of its own is no finite number."""
+        return ~self._sound[:, -1]
+
+    @property
     def acc(self) -> np.ndarray:
-        """ACC of each seed, in percent."""
-        return 100 * np.asarray(rgo_jax.average_accuracy(self.r))
+        """ACC of each seed, in percent; NaN of one that diverged, as all of these numbers."""
+        return self._unless_diverged(rgo_jax.average_accuracy(self.r))
 
     @property
     def bwt(self) -> np.ndarray:
         """BWT of each seed, in percent."""
-        return 100 * np.asarray(rgo_jax.backward_transfer(self.r))
+        return self._unless_diverged(rgo_jax.backward_transfer(self.r))
 
     @property
     def accuracy_curve(self) -> np.ndarray:
         """``[num_seeds, num_tasks]``: mean accuracy in percent over the tasks so far."""
-        return 100 * np.nanmean(self.r, axis=2)
+        means = np.tril(self.r).sum(axis=2) / np.arange(1, self.r.shape[1] + 1)
+        return np.where(self._sound, 100 * means, np.nan)
 
     @property
     def train_acc(self) -> np.ndarray | None:
         """ACC of each seed on training examples, in percent."""
-        return None if self.train is None else 100 * self.train.mean(axis=1)
+        return None if self.train is None else self._unless_diverged(self.train.mean(axis=1))
+
+    @property
+    def _sound(self) -> np.ndarray:
+        """``[num_seeds, num_tasks]``: whether a seed had not diverged after that task."""
+        finite = np.isfinite(self.losses) & np.isfinite(np.tril(self.r)).all(axis=2)
+        return np.logical_and.accumulate(finite, axis=1)
+
+    def _unless_diverged(self, shares: jax.typing.ArrayLike) -> np.ndarray:
+        return np.where(self.diverged, np.nan, 100 * np.asarray(shares))
 
     @property
     def setting(self) -> paper.Setting:
         """Where it belongs in the paper's tables, if `is_literal`."""
-        return paper.Setting(self.benchmark, self.config["network"], self.config["epochs"])
+        return paper.Setting(self.benchmark, self.config.network, self.config.epochs)
 
     @property
     def is_literal(self) -> bool:
@@ -128,7 +142,7 @@ def collect(
     method: str,
     preset: str,
     changes: dict[str, Any],
-    config: dict[str, Any],
+    config: presets.Config,
     seeds: Sequence[int],
     run: Run,
     memory_bytes: int,
@@ -158,12 +172,13 @@ def collect(
 def provenance(command: str) -> dict[str, Any]:
     """Where numbers measured now come from."""
     flags = os.environ.get("XLA_FLAGS")
+    command = f"XLA_FLAGS={shlex.quote(flags)} {command}" if flags else command
     return {
-        "command": f"XLA_FLAGS={shlex.quote(flags)} {command}" if flags else command,
+        "command": _printable(command),
         "commit": _commit(),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "device": _device(),
+        "device": _printable(_device()),
         "date": datetime.date.today().isoformat(),
     }
 
@@ -181,58 +196,69 @@ def combined(origins: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def save(result: Result, folder: Path) -> Path:
     """Writes ``folder/benchmark/method….json`` atomically: a kill leaves the old file whole."""
-    content: dict[str, Any] = {"format": _FORMAT} | result._asdict()
-    content["r"] = [
-        [[None if np.isnan(x) else round(float(x), 6) for x in row] for row in matrix]
-        for matrix in result.r
-    ]
-    content["losses"] = np.round(result.losses, 6).tolist()
-    if result.train is not None:
-        content["train"] = np.round(result.train, 6).tolist()
+    content: dict[str, Any] = {"format": result_schema.FORMAT} | result._asdict()
+    content["config"] = dataclasses.asdict(result.config)
+    for name in ("r", "losses", "train"):
+        content[name] = None if content[name] is None else _nullable(content[name])
     # A line for each field, so that a change reads well in a diff.
-    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
+    lines = ",\n".join(
+        f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in content.items()
+    )
     path = folder / result.benchmark / result.file_name
     with replacing(path) as temporary:
         temporary.write_text(f"{{\n{lines}\n}}\n")
     return path
 
 
+def _nullable(array: np.ndarray) -> Any:
+    """An array as lists, with null for what is no finite number."""
+    if array.ndim:
+        return [_nullable(each) for each in array]
+    return round(float(array), 6) if np.isfinite(array) else None
+
+
 def load(path: Path) -> Result:
     """Reads a file that `save` wrote.
 
     Raises:
-      ValueError: the file is something else.
+      ValueError: it cannot be read, is something else, or lies where another result belongs.
     """
     try:
-        content = json.loads(path.read_text())
-        if content.pop("format") != _FORMAT:
-            raise ValueError("another format")
-        content["r"] = np.array(content["r"], float)
-        content["losses"] = np.array(content["losses"], float)
-        content["config"] = presets.DEFAULTS | content["config"]
-        presets.Config(**content["config"])  # raises where a field lacks or is unknown
-        for what, name, known in (
-            ("method", content["method"], METHODS),
-            ("preset", content["preset"], presets.PRESETS),
-            ("head", content["config"]["head"], HEADS),
-        ):
-            if name not in known:
-                raise ValueError(f"unknown {what} {name!r}")
-        METHODS[content["method"]].options(**content["config"]["options"])
-        if content.get("train") is not None:
-            content["train"] = np.array(content["train"], float)
-        return Result(**content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        result = Result(**result_schema.parse(json_input.read(path)))
+        place = Path(path.absolute().parent.name, path.name)
+        if place != Path(result.benchmark, result.file_name):
+            raise ValueError(f"it is that of {result.benchmark}/{result.file_name}")
+        return result
+    # Whatever is wrong with a file, its reader wants to know which it is.
+    except Exception as error:
         raise ValueError(
-            f"{path}: not a results file of format {_FORMAT} ({error}). Move it away, or write it "
-            "anew with python -m benchmarks."
+            f"{path}: not a results file of format {result_schema.FORMAT} "
+            f"({str(error).rstrip('.') or type(error).__name__}). Move it away; python -m "
+            "benchmarks measures it anew."
         ) from error
 
 
 def load_all(folder: Path) -> list[Result]:
-    """All results below a folder, in the order of their paths."""
-    # Not what a kill has left behind of `replacing`, whose names begin with a dot.
-    return [load(path) for path in sorted(folder.glob("*/[!.]*.json"))]
+    """All results below a folder, in the order of their paths.
+
+    Raises:
+      ValueError: as `load`; a folder cannot be looked into.
+    """
+    try:
+        paths = [
+            path
+            for below in (sorted(folder.iterdir()) if folder.is_dir() else [])
+            if below.is_dir()
+            for path in sorted(below.iterdir())
+            # Not what a kill has left behind of `replacing`, whose names begin with a dot.
+            if path.suffix == ".json" and not path.name.startswith(".")
+        ]
+    except OSError as error:
+        raise ValueError(
+            f"{folder}: cannot be looked through for results ({error}). Make it readable, or name "
+            "another folder."
+        ) from error
+    return [load(path) for path in paths]
 
 
 def find(
@@ -248,52 +274,14 @@ def find(
     return max(found, key=lambda result: len(result.seeds), default=None)
 
 
-def merged(results: Sequence[Result]) -> list[Result]:
-    """The same with one result in place of those that differ in nothing but their seeds.
-
-    So an experiment may be run in parts, a few seeds on each machine. Results that share a seed
-    are not put together.
-    """
-    groups: list[list[Result]] = []
-    # The largest first: a single seed that is tried beside a whole result does not get in its way.
-    for result in sorted(results, key=lambda result: (-len(result.seeds), result.seeds)):
-        for group in groups:
-            # Each of them: one whose data are unknown goes with any, but those may not go together.
-            if all(_may_join(other, result) for other in group):
-                group.append(result)
-                break
-        else:
-            groups.append([result])
-    return [group[0] if len(group) == 1 else _joined(group) for group in groups]
-
-
 def may_be_of(result: Result, data: str | None) -> bool:
     """Whether a result is of the data with this fingerprint, as far as is known."""
     return None in (result.data, data) or result.data == data
 
 
-def _may_join(one: Result, other: Result) -> bool:
-    names = ("benchmark", "method", "preset", "changes", "config")
-    same = all(getattr(one, name) == getattr(other, name) for name in names)
-    return same and may_be_of(one, other.data) and set(one.seeds).isdisjoint(other.seeds)
-
-
-def _joined(parts: Sequence[Result]) -> Result:
-    parts = sorted(parts, key=lambda part: part.seeds)
-    trains = [part.train for part in parts if part.train is not None]
-    devices = dict.fromkeys(part.provenance["device"] for part in parts)
-    return parts[-1]._replace(
-        seeds=[seed for part in parts for seed in part.seeds],
-        r=np.concatenate([part.r for part in parts]),
-        losses=np.concatenate([part.losses for part in parts]),
-        train=np.concatenate(trains) if len(trains) == len(parts) else None,
-        seconds={
-            "compile": sum(part.seconds["compile"] for part in parts),
-            "tasks": np.sum([part.seconds["tasks"] for part in parts], axis=0).tolist(),
-            "total": sum(part.seconds["total"] for part in parts),
-        },
-        provenance=parts[-1].provenance | {"device": "; ".join(devices)},
-    )
+def _printable(text: str) -> str:
+    """The same on one line: control characters, and bytes that are no text, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _commit() -> str:

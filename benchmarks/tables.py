@@ -39,8 +39,6 @@ deviations. Every result, with other heads and settings too, is in the [README](
 """
 _TABLE_1 = """\
 ## Table 1
-
-![Average accuracy against tasks](figure-1.png)
 """
 _TABLE_2 = """
 ## Table 2
@@ -71,8 +69,13 @@ has fewer dimensions.
 _NUMBERS_OF_TASKS = (10, 20, 40)
 
 
-def papers_tables(results: Sequence[Result]) -> str:
-    """Tables 1 to 3 in markdown; a row that has not been run says so."""
+def papers_tables(results: Sequence[Result], figure: str | None = None) -> str:
+    """Tables 1 to 3 in markdown; a row that has not been run says so.
+
+    Args:
+      results: those there are.
+      figure: the path of Figure 1, if it has been drawn.
+    """
     table_1 = [[*_compared(row), *_origin(row.result)] for row in _rows(paper.TABLE_1, results)]
     table_3 = [
         [*_compared(row), *_gap(row.result), *_origin(row.result)]
@@ -81,6 +84,7 @@ def papers_tables(results: Sequence[Result]) -> str:
     lines = [
         _INTRODUCTION,
         _TABLE_1,
+        *([] if figure is None else [f"![Average accuracy against tasks]({figure})\n"]),
         *markup.table((*_COLUMNS, *_ORIGIN), table_1),
         _TABLE_2,
         *markup.table(
@@ -208,9 +212,13 @@ def _table_2(results: Sequence[Result]) -> list[list[str]]:
 
 def _alone(results: Sequence[Result], ours: Result, stl: paper.Setting) -> list[Result]:
     """Those of STL with a network, trained like ours, that share a seed with it."""
+
     # Whatever else a preset changes is of the method alone.
-    names = ("learning_rate", "schedule", "label_smoothing")
-    alike = [r for r in results if all(r.config.get(n) == ours.config.get(n) for n in names)]
+    def training(result: Result) -> tuple[float, str, float]:
+        config = result.config
+        return config.learning_rate, config.schedule, config.label_smoothing
+
+    alike = [result for result in results if training(result) == training(ours)]
     found = (find(alike, stl, "stl", preset) for preset in presets.PRESETS)
     return [r for r in found if r is not None and not set(ours.seeds).isdisjoint(r.seeds)]
 
@@ -224,6 +232,7 @@ def _devices(*results: Result) -> str:
     return "; ".join(dict.fromkeys(named))
 
 
+@functools.cache  # initialises every network
 def _networks() -> list[list[str]]:
     rows = []
     for name, architecture in ARCHITECTURES.items():
