@@ -76,7 +76,7 @@ def test_command_line(two_changes, tmp_path):
     assert set(found) == {None, 50.0}
     whole, weak = found[None], found[50.0]
     assert whole.changes == {}
-    assert whole.config["options"] | {"alpha": 50.0} == weak.config["options"]
+    assert whole.config.options | {"alpha": 50.0} == weak.config.options
     assert whole.provenance["command"].startswith("python -m benchmarks ablation permuted-digits ")
 
     assert cli.main(["report", str(tmp_path)]) == 0
@@ -131,7 +131,7 @@ def made(accs, seeds=None, method="rgo", benchmark="permuted-mnist", **changes):
         method=method,
         preset="paper",
         changes=changes,
-        config=dataclasses.asdict(config),
+        config=config,
         seeds=list(range(len(accs)) if seeds is None else seeds),
         r=r,
         losses=np.zeros((len(accs), 2)),

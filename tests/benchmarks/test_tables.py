@@ -1,33 +1,14 @@
-import dataclasses
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import figures, heads, paper, presets, report, results, tables
+from benchmarks import figures, heads, merging, paper, report, results, tables
 from benchmarks.methods import METHODS
 from benchmarks.networks import ARCHITECTURES
 from benchmarks.presets import BENCHMARKS
-
-
-def made(method, acc, benchmark="split-cifar100", preset="paper", seeds=3, train=None, **changes):
-    """A result of two tasks; with each seed ACC is one percent more."""
-    config = dataclasses.asdict(presets.config(benchmark, method=METHODS[method], **changes))
-    r = np.full((seeds, 2, 2), acc / 100) + np.arange(seeds)[:, None, None] / 100
-    return results.Result(
-        benchmark=benchmark,
-        method=method,
-        preset=preset,
-        changes=changes,
-        config=config,
-        seeds=list(range(seeds)),
-        r=r,
-        losses=np.zeros((seeds, 2)),
-        seconds={"total": 90.0},
-        provenance={"command": "c", "commit": "x" * 40, "versions": {}, "device": "d", "date": ""},
-        train=None if train is None else np.full((seeds, 2), train / 100),
-    )
+from tests.benchmarks.made_results import made
 
 
 def rows(text, *words):
@@ -152,7 +133,7 @@ def test_figure_1_has_the_result_of_table_1(tmp_path, monkeypatch):
         "_curve",
         lambda axes, result, *style: drawn.append(result) or curve(axes, result, *style),
     )
-    monkeypatch.setattr(figures, "_save", lambda fig, path: None)
+    monkeypatch.setattr(figures, "_rendered", lambda fig, path: {})
     whole = made("rgo", 90, benchmark="permuted-mnist", seeds=5)
     figures.figure_1([whole, whole._replace(seeds=[3], r=whole.r[3:4])], tmp_path / "figure-1")
     assert drawn == [whole]
@@ -189,7 +170,7 @@ def test_network_and_epochs_find_their_row():
 
 def test_many_variants_can_be_told_apart_in_a_figure(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(figures, "_save", lambda fig, path: drawn.append(fig))
+    monkeypatch.setattr(figures, "_rendered", lambda fig, path: drawn.append(fig))
     variants = [
         made("rgo", acc, alpha=acc, schedule="cosine", validation=True) for acc in range(1, 10)
     ]
@@ -250,7 +231,7 @@ def test_every_difference_from_the_paper_has_a_note():
     }
     literal = [
         result
-        for result in results.merged(results.load_all(folder))
+        for result in merging.merged(results.load_all(folder))
         if result.is_literal and result.preset == "paper"
     ]
     far = [
@@ -284,16 +265,17 @@ def test_a_resumed_result_names_both_commits():
 
 
 def test_report_writes_tables_and_figure_1_where_there_is_a_row(tmp_path):
-    for result in RESULTS:
+    found = [*RESULTS, made("rgo", 90, "permuted-mnist")]
+    for result in found:
         results.save(result, tmp_path)
     text = report.write(results.load_all(tmp_path), tmp_path).read_text()
     assert "[TABLES.md](TABLES.md)" in text
     assert "NOTES.md" not in text
-    assert (tmp_path / "TABLES.md").read_text() == tables.papers_tables(RESULTS)
+    assert (tmp_path / "TABLES.md").read_text() == tables.papers_tables(found, "figure-1.png")
     assert (tmp_path / "figure-1.png").read_bytes()[:4] == b"\x89PNG"
     first = (tmp_path / "figure-1.svg").read_text()
     (tmp_path / "NOTES.md").write_text("why")
-    assert "[NOTES.md](NOTES.md)" in report.write(RESULTS, tmp_path).read_text()
+    assert "[NOTES.md](NOTES.md)" in report.write(found, tmp_path).read_text()
     assert (tmp_path / "figure-1.svg").read_text() == first
 
     own = tmp_path / "own"
