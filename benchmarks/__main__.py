@@ -105,7 +105,8 @@ def _run(argv: list[str], console: Console) -> int:
                 "percent after the last task, mean ± standard deviation"
             )
             console.print(report.terminal_table(finished))
-            _tell_divergence(finished, console)
+            for divergence in report.divergences(finished):
+                console.print(divergence)
             figure = arguments.out / benchmark / "accuracy"
             report.replace_all(figures.accuracy(benchmark, finished, figure))
             console.print(f"Results and {figure.with_suffix('.png')} are in {arguments.out}.")
@@ -180,15 +181,10 @@ def _report(argv: list[str], console: Console) -> int:
     if not found:
         raise FileNotFoundError(f"{folder}: no results (*/*.json) there; run a benchmark first.")
     written = report.write(found, folder)
-    _tell_divergence(found, console)
+    for told in report.divergences(found):
+        console.print(told)
     console.print(f"Wrote {written}.")
     return 0
-
-
-def _tell_divergence(found: Sequence[results.Result], console: Console) -> None:
-    for result in found:
-        if told := report.divergence(result):
-            console.print(told)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Everything that is made from results: tables on the terminal and in markdown, and figures."""
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,16 +77,16 @@ def markdown(results: Sequence[Result], drawn: dict[str, str], see_also: str = "
     return "\n".join(lines) + "\n"
 
 
-def divergence(result: Result) -> str | None:
-    """What to tell a user whose run has diverged, in one line; None if it has not."""
-    lost = [seed for seed, gone in zip(result.seeds, result.diverged, strict=True) if gone]
-    if not lost:
-        return None
-    seeds = f"seed{'s' if len(lost) > 1 else ''} {', '.join(map(str, lost))}"
-    return (
-        f"{result.benchmark}, {result.method}: {seeds} diverged: the loss is not finite. Choose a "
-        f"--learning-rate below {result.config.learning_rate:g}."
-    )
+def divergences(results: Sequence[Result]) -> Iterator[str]:
+    """What to tell the user of each result of which a seed has diverged, in one line."""
+    for result in results:
+        lost = [str(seed) for seed, gone in zip(result.seeds, result.diverged, strict=True) if gone]
+        if lost:
+            yield (
+                f"{result.benchmark}, {result.method}: seed{'s' if len(lost) > 1 else ''} "
+                f"{', '.join(lost)} diverged: the loss is not finite. Choose a --learning-rate "
+                f"below {result.config.learning_rate:g}."
+            )
 
 
 def write(results: Sequence[Result], folder: Path) -> Path:
@@ -136,6 +136,8 @@ def replace_all(files: Mapping[Path, bytes]) -> None:
         # All of them are whole beside their places before the first takes its own.
         with contextlib.ExitStack() as stack:
             for path, content in files.items():
+                if path.is_dir():
+                    raise IsADirectoryError("a folder has its name")
                 stack.enter_context(replacing(path)).write_bytes(content)
     except OSError as error:
         raise ValueError(

@@ -52,6 +52,9 @@ def test_the_command_tells_flags_of_xla(monkeypatch):
     assert results.provenance("python x")["command"] == "python x"
     monkeypatch.setenv("XLA_FLAGS", "--one=1 --two=2")
     assert results.provenance("python x")["command"] == "XLA_FLAGS='--one=1 --two=2' python x"
+    monkeypatch.delenv("XLA_FLAGS")
+    # On one line, with what is no text (such bytes a file's name may have) as escapes.
+    assert results.provenance("x 'ä\n\udcff'")["command"] == r"x 'ä\n\udcff'"
 
 
 def test_seeds_run_apart_are_reported_as_one_result(folder, tmp_path):
@@ -321,6 +324,7 @@ def test_report_sets_the_papers_numbers_beside_ours():
         (["--validation", "--training-images", "1"], "Raise --training-images, or leave --valid"),
         (["--data", "absent.npz"], "absent.npz: no such file"),
         (["--data", "digits"], "--data is 'digits'; expected the path of an .npz file"),
+        (["split", "--data", "a\nb.npz"], "a file's name without control characters"),
         (["--out", __file__], "test_cli.py'. Choose a folder that can be written to"),
         (["report", "nowhere"], "nowhere: no results"),
     ],

@@ -248,6 +248,16 @@ def test_nothing_is_written_unless_everything_can_be(whole, undrawn, tmp_path, c
             cli.main(["report", str(folder)])
     assert below(tmp_path) == before
 
+    # The name of a file that would be among the last to take its place.
+    (folder / "permuted-digits" / "accuracy.png").unlink()
+    (folder / "permuted-digits" / "accuracy.png").mkdir()
+    before = below(tmp_path)
+    assert cli.main(["report", str(folder)]) == 2
+    assert "accuracy.png: cannot be written (a folder has its name)" in capsys.readouterr().err
+    assert below(tmp_path) == before
+    (folder / "permuted-digits" / "accuracy.png").rmdir()
+    before = below(tmp_path)
+
     write_bytes = Path.write_bytes
 
     def full(path, content):

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import figures, heads, merging, paper, report, results, tables
+from benchmarks import figures, heads, markup, merging, paper, report, results, tables
 from benchmarks.methods import METHODS
 from benchmarks.networks import ARCHITECTURES
 from benchmarks.presets import BENCHMARKS
@@ -174,15 +174,23 @@ def test_many_variants_can_be_told_apart_in_a_figure(tmp_path, monkeypatch):
     variants = [
         made("rgo", acc, alpha=acc, schedule="cosine", validation=True) for acc in range(1, 10)
     ]
-    figures.accuracy("split-cifar100", variants, tmp_path / "accuracy")
+    title = "split-$a_{$.npz"  # no mathematics
+    figures.accuracy(title, variants, tmp_path / "accuracy")
     (fig,) = drawn
     (axes,) = fig.axes
+    assert axes.get_title() == title
     looks = {(line.get_color(), line.get_linestyle()) for line in axes.get_lines()}
     assert len(looks) == len(variants)
     fig.canvas.draw()
     inside, legend = axes.get_window_extent(), axes.get_legend().get_window_extent()
     assert inside.width > legend.width
     assert 0 <= legend.y0 < legend.y1 <= fig.bbox.height
+
+
+def test_names_do_not_break_tables():
+    assert markup.table(["a"], [["x | y"]])[-1] == r"| x \| y |"
+    assert markup.code("python x") == "`python x`"
+    assert markup.code("echo `x`") == "`` echo `x` ``"
 
 
 def test_networks_and_their_projections():
