@@ -349,8 +349,13 @@ def test_no_damage_is_believed(whole, undrawn, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_no_damage_is_believed_and_what_is_whole_is_drawn(whole, tmp_path, capsys):
+def test_no_damage_is_believed_at_length(whole, undrawn, tmp_path, capsys):
     assert fuzzed(whole, tmp_path, capsys, range(1000, 1600)) > 400
+
+
+@pytest.mark.slow
+def test_what_damage_leaves_whole_is_drawn(whole, tmp_path, capsys):
+    assert fuzzed(whole, tmp_path, capsys, range(2000, 2050)) < 50
 
 
 def test_what_is_whole_is_reported(whole, tmp_path, capsys):
