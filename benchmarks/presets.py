@@ -1,7 +1,6 @@
 """The numbers of every protocol and preset; those of one method are in its own file."""
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
