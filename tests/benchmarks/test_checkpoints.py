@@ -1,5 +1,6 @@
 """Runs that are killed, and go on."""
 
+import contextlib
 import json
 import os
 import re
@@ -226,40 +227,41 @@ def test_the_one_before_goes_when_the_new_one_has_been_read_back(tmp_path, monke
     assert checkpoints.restore(progress(0, 0.0)).tasks_done == 1
 
 
-@pytest.fixture
-def largest_file():
-    """Sets how many bytes a file may have, as the system's way to make a disk seem full."""
+@contextlib.contextmanager
+def largest_file(size):
+    """Inside it files have so many bytes at most: the system's way to make a disk seem full."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        # Before pytest writes to a file of its own.
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_takes_nothing_that_was_there(tmp_path, largest_file):
+def test_a_full_disk_takes_nothing_that_was_there(tmp_path):
     checkpoints = Checkpoints(tmp_path / "run", {}, ORIGIN)
     checkpoints.save(progress(1, 0.5))
     for size in (0, 100, 5000, 100_000):
-        largest_file(size)
-        with pytest.raises(OSError, match=f"{tmp_path / 'run'}"):
+        with largest_file(size), pytest.raises(OSError, match=f"{tmp_path / 'run'}"):
             checkpoints.save(progress(2, 0.7, size=100_000))
         assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert checkpoints.restore(progress(0, 0.0)).tasks_done == 1
 
 
-def test_a_full_disk_is_found_out_before_training(
-    digits, tmp_path, largest_file, monkeypatch, capsys
-):
+def test_a_full_disk_is_found_out_before_training(digits, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "run", None)
     out = tmp_path / "out"
-    largest_file(0)
-    assert cli.main([*RUN, "--out", str(out)]) == 2
+    with largest_file(0):
+        assert cli.main([*RUN, "--out", str(out)]) == 2
     assert re.search(rf"--out is {out}: .*Choose a folder that can be", capsys.readouterr().err)
     assert not list(out.glob("*/*"))
 
 
-def test_a_disk_that_fills_up_is_told_with_what_to_do(tmp_path, largest_file, monkeypatch, capsys):
+def test_a_disk_that_fills_up_is_told_with_what_to_do(tmp_path, monkeypatch, capsys):
     def run(config, spec, dataset, seeds, observer, resume):
-        largest_file(100)
-        observer.on_task(progress(1, 0.5))
+        with largest_file(100):
+            observer.on_task(progress(1, 0.5))
 
     monkeypatch.setattr(train, "run", run)
     assert cli.main([*RUN, "--out", str(tmp_path)]) == 2
@@ -302,7 +304,7 @@ def test_a_state_of_another_program_is_refused(tmp_path):
 def test_a_whole_result_wins_over_a_checkpoint_that_cannot_be_read(tmp_path, monkeypatch, capsys):
     run = ["permuted-digits", "--methods", "sgd", "--seeds", "1", "--num-tasks", "2"]
     run += ["--resume", "--out", str(tmp_path)]
-    r, per_task = np.full((1, 2, 2), 0.5), np.full((1, 2), 0.5)
+    r, per_task = np.array([[[0.5, np.nan], [0.5, 0.5]]]), np.full((1, 2), 0.5)
     whole = train.Run(r, per_task, per_task, np.ones(2), compile_seconds=1.0)
     monkeypatch.setattr(train, "run", lambda *args: whole)
     assert cli.main(run) == 0
