@@ -25,6 +25,9 @@ def pytest_configure(config: pytest.Config) -> None:
     settings = {
         "jax_compilation_cache_dir": str(config.cache.mkdir("jax")),
         "jax_persistent_cache_min_compile_time_secs": 0.1,
+        # With a limit jax locks the cache (by filelock). Without, one process could read what
+        # another has half written, and end by a segmentation fault.
+        "jax_compilation_cache_max_size": 2**33,
     }
     for name, value in settings.items():
         jax.config.update(name, value)

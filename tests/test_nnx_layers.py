@@ -184,12 +184,12 @@ def test_remat_scan_and_vmap():
         optimizer = optimizer_of(layers, state, fan_in=fan_in)
         own = projected(loss, optimizer, layers, x[0], remat)
         assert_close(own, expected, rtol=1e-3, atol=1e-4)
-        mapped = nnx.vmap(
-            lambda layers, x, optimizer=optimizer, remat=remat: nnx.to_pure_dict(
-                projected(loss, optimizer, layers, x, remat)
-            ),
-            in_axes=(None, 0),
-        )(layers, x)
+
+        @nnx.vmap(in_axes=(None, 0))
+        def mapped_grads(layers, x):
+            return nnx.to_pure_dict(projected(loss, optimizer, layers, x, remat))  # noqa: B023
+
+        mapped = mapped_grads(layers, x)
         first = jax.tree.map(lambda g: g[0], mapped)
         assert_close(first, nnx.to_pure_dict(expected), rtol=1e-3, atol=1e-4)
 

@@ -109,7 +109,7 @@ def job_in(out):
     arrays |= {f"x_{s}": np.zeros((20, 4), np.float32) for s in ("train", "test")}
     config = presets.config("permuted-digits", method=METHODS["sgd"], num_tasks=3)
     changes = {"num_tasks": 3}
-    return jobs.Job("sgd", config, data.Dataset("d", **arrays), changes, range(2), out, ORIGIN)
+    return jobs.Job("sgd", config, data.Dataset("digits", **arrays), changes, range(2), out, ORIGIN)
 
 
 def command(out, resume):

@@ -139,7 +139,7 @@ def test_any_folder_will_do(tmp_path, monkeypatch, capsys, name):
         assert resume(begun).tasks_done == 1
         return train.Run(r, per_task, per_task, np.ones(2), 1.0)
 
-    r, per_task = np.full((1, 2, 2), 0.5), np.full((1, 2), 0.5)
+    r, per_task = np.array([[[0.5, np.nan], [0.5, 0.5]]]), np.full((1, 2), 0.5)
     begun = train.Progress(0, r, per_task, per_task, np.ones(2), {"w": jnp.zeros((1, 3))})
     monkeypatch.setattr(experiment, "memory_bytes", lambda *args: 0)
     monkeypatch.chdir(tmp_path)

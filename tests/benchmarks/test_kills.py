@@ -24,6 +24,6 @@ def test_a_run_killed_at_any_file_operation_goes_on_with_the_same_numbers(tmp_pa
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["files"] == ["permuted-d/sgd_num_tasks=3_seeds=2.json"]
+    assert found["files"] == ["permuted-digits/sgd_num_tasks=3_seeds=2.json"]
     # Two checkpoints and a result, each opened, written, synced and moved, make so many.
     assert min(found["first"], found["again"]) * stride > 80
