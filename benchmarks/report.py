@@ -141,8 +141,8 @@ def replace_all(files: Mapping[Path, bytes]) -> None:
                 stack.enter_context(replacing(path)).write_bytes(content)
     except OSError as error:
         raise ValueError(
-            f"{path}: cannot be written ({error.strerror or error}). Make room for it and its folder writable, or "
-            "copy the results to another folder and report that."
+            f"{path}: cannot be written ({error.strerror or error}). Make room for it and its "
+            "folder writable, or copy the results to another folder and report that."
         ) from error
 
 
