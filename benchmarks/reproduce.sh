@@ -19,7 +19,7 @@ for head in shared per_task; do
   python -m benchmarks "${mnist[@]}" --methods "$baselines" --head "$head" --fel "${out[@]}"
 done
 # One choice of the authors' program changed at a time.
-python -m benchmarks ablation "${mnist[@]}" --seeds 1 "${out[@]}"
+python -m benchmarks ablation "${mnist[@]}" "${out[@]}"
 python -m benchmarks permuted-digits rotated-digits --methods rgo,rgo-2,sgd,stl "${out[@]}"
 python -m benchmarks report benchmarks/results
 python -m benchmarks.perf --out benchmarks/results/perf-cpu.md

@@ -443,7 +443,7 @@ def test_orthogonal_initial_values_are_those_of_the_harness():
         assert {float(b) for b in layer["bias"]} == {np.float32(0.1)}
     # Residual branches end at zero, in place of normalisation.
     resnet = ResNet18(
-        width=4, num_classes=3, num_tasks=2, head="shared", fel=False, initial_values="orthogonal"
+        width=6, num_classes=3, num_tasks=2, head="shared", fel=False, initial_values="orthogonal"
     )
     params = resnet.init(KEY, jnp.zeros((1, 4, 4, 3)), 0)["params"]
     zero = {name for name, layer in params.items() if not any(jax.tree.leaves(is_nonzero(layer)))}
