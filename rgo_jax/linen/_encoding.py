@@ -96,7 +96,7 @@ def encodings(
       params: the model's ``params``; their shapes will do.
       num_tasks: how many tasks there are at most. With the collection a ``task_id`` is from 0 to
         ``num_tasks - 1``, which is not checked where it is traced.
-      *args: arguments of one call of the model, as for `projected_by`.
+      *args: arguments of one call of the model. Of long sequences a short piece will do.
       **kwargs: as ``args``.
 
     Returns:
@@ -116,8 +116,6 @@ def encodings(
     """
     collection: dict[str, Any] = {}
     for path, calls in _recording.recorded(module, params, args, kwargs).items():
-        if calls[0] is True:
-            continue  # a parameter
         layer, n = calls[0]
         if not all(
             n == other_n and _same(layer.seed, other.seed) and _same(layer.layer, other.layer)

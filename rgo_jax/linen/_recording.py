@@ -7,15 +7,8 @@ import flax
 import flax.linen as nn
 import jax
 
-from rgo_jax import _tree
-
-# The collection of variables that hands layers their projections.
-PROJECTIONS = "projections"
-
-# Where layers write down what they are called with while `recorded` traces a model, by path: under
-# that of a parameter that is handed a projection True, under that of a `FeatureEncoding` the layer
-# and how many features it permutes. Not a collection of variables: Flax's lifted transforms hand on
-# only those they are told of.
+# Where layers write down what they are called with while `recorded` traces a model, by path. Not a
+# collection of variables: Flax's lifted transforms hand on only those they are told of.
 _record: contextvars.ContextVar[dict[tuple[str, ...], list[Any]] | None] = contextvars.ContextVar(
     "record", default=None
 )
@@ -39,11 +32,9 @@ def recorded(
     """What a model's layers write down during a forward pass; computes nothing."""
 
     def forward(params: Any) -> Any:
-        # The forward pass never looks at a projection, so each parameter stands for its own. Other
-        # collections, such as the averages of batch normalisation, come into being where missing.
-        variables = {"params": params, PROJECTIONS: nested(_tree.leaves_by_path(params))}
-        mutable = flax.core.DenyList(("params", PROJECTIONS))
-        return module.apply(variables, *args, **kwargs, mutable=mutable)
+        # Other collections, such as the averages of batch normalisation, come into being.
+        mutable = flax.core.DenyList("params")
+        return module.apply({"params": params}, *args, **kwargs, mutable=mutable)
 
     record: dict[tuple[str, ...], list[Any]] = {}
     token = _record.set(record)
@@ -56,22 +47,3 @@ def recorded(
     finally:
         _record.reset(token)
     return record
-
-
-def nested(leaves: dict[_tree.Path, Any]) -> dict[str, Any]:
-    """Nested dicts, as a Linen variable collection is."""
-    result: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        node = result
-        for key in path:
-            if not isinstance(key, jax.tree_util.DictKey):
-                raise TypeError(
-                    f"The tree has the key {key!r}; expected nested dicts, as it has when it is "
-                    "made with a Linen module's params."
-                )
-        for key in path[:-1]:
-            node = node.setdefault(key.key, {})
-        if not path:
-            raise TypeError("The tree is a single array; expected a Linen module's params.")
-        node[path[-1].key] = leaf
-    return result
