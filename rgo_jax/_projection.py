@@ -106,8 +106,10 @@ def rank_one_update(
     # See `block_update` on rounding. A gain of no more than 0 is nothing but rounding: the
     # direction is protected as well as it can be.
     rounding = 4 * projection.shape[0] ** 0.5 * _eps(vector) * jnp.sum(vector**2)
-    weight = jnp.where(gain > 0, 1 / (jnp.maximum(alpha, rounding) + gain), 0)
-    return projection - jnp.outer(u, u) * weight
+    # By the root: of a long vector the weight itself could be too small for a float32.
+    root = jnp.sqrt(jnp.maximum(alpha, rounding) + gain)
+    w = jnp.where(gain > 0, u / root, 0)
+    return projection - jnp.outer(w, w)
 
 
 def _eps(x: jax.Array) -> float:

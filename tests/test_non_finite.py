@@ -130,3 +130,19 @@ def test_skipped_vectors_do_not_end_in_other_signs():
     a, b, c = (one_by_one(start(), g, columns="signs", key=key) for g in (bad, zero, grads))
     np.testing.assert_array_equal(a.projection["b"], c.projection["b"])
     np.testing.assert_allclose(a.projection["a"], b.projection["a"], atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [1e9, 1e19])
+def test_a_long_vector_protects_its_direction(length):
+    """As long as its square is finite."""
+    tx = rgo_jax.scale_by_rgo()
+    grads = jnp.zeros((4, 1)).at[1].set(length)
+    for fold in (
+        lambda state: rgo_jax.rls_update(state, grads),
+        lambda state: rgo_jax.consolidate(state, lambda g: g, grads[None]),
+    ):
+        state = fold(tx.init(grads))
+        assert int(state.num_skipped) == 0
+        p = np.asarray(state.projection)
+        assert p[1, 1] < 1e-4
+        np.testing.assert_array_equal(np.delete(np.diagonal(p), 1), np.ones(3))
