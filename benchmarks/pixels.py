@@ -80,7 +80,7 @@ def gather_pixels(
 
     if weights is None:
         return gather(index)
-    # One after the other: XLA's CPU backend takes twice as long for all in one gather.
+    # One after the other: XLA's CPU backend takes several times as long for all in one gather.
     return sum(
         (gather(index[k]) * weights[k][None] for k in range(1, len(index))),
         start=gather(index[0]) * weights[0][None],

@@ -131,20 +131,19 @@ def scale_by_rgo(
             _state.check_shapes(leaves, params)
         elif decay:
             raise ValueError("weight_decay needs the parameters: update(grads, state, params).")
-        weights = _tree.leaves_by_path(params)
+        weights = _tree.leaves_by_path(params) if decay else {}
 
         def update_leaf(path: _tree.Path, leaf: jax.Array | Projected) -> jax.Array:
             gradient = leaf.gradient if isinstance(leaf, Projected) else leaf
             projection, matrix = _state.pair(path, gradient, projections, "gradients")
             matrix = matrix.astype(projection.dtype)
-            penalty = jnp.zeros_like(matrix)
+            is_projected = isinstance(leaf, Projected)
             if path in decay:
                 weight = jnp.asarray(weights[path], matrix.dtype).reshape(matrix.shape)
                 penalty = jnp.asarray(decay[path], matrix.dtype) * weight
-            if not isinstance(leaf, Projected):
-                matrix = _projection.project(projection, matrix + penalty)
-            elif path in decay:
-                matrix = matrix + _projection.project(projection, penalty)
+                matrix += _projection.project(projection, penalty) if is_projected else penalty
+            if not is_projected:
+                matrix = _projection.project(projection, matrix)
             if normalize:
                 matrix = _projection.normalize(projection, matrix)
             return matrix.reshape(gradient.shape).astype(gradient.dtype)

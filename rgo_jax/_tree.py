@@ -20,7 +20,7 @@ def leaves_by_path(tree: Any, leaf_type: type | tuple[()] = ()) -> dict[Path, An
     `rgo_jax.Projected` is a leaf.
     """
     flat, _ = jax.tree_util.tree_flatten_with_path(
-        unboxed(tree), is_leaf=lambda node: isinstance(node, leaf_type) or _is_leaf(node)
+        unboxed(tree), is_leaf=lambda node: isinstance(node, leaf_type) or _is_projected(node)
     )
     return dict(flat)
 
@@ -28,7 +28,7 @@ def leaves_by_path(tree: Any, leaf_type: type | tuple[()] = ()) -> dict[Path, An
 def map_with_path(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """`jax.tree_util.tree_map_with_path` with the paths of `leaves_by_path`."""
     paths = leaves_by_path(tree)
-    leaves, treedef = jax.tree.flatten(tree, is_leaf=_is_leaf)
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=_is_projected)
     others: Any = [treedef.flatten_up_to(tree) for tree in rest]  # type: ignore[attr-defined]
     return jax.tree.unflatten(treedef, map(fn, paths, leaves, *others))
 
@@ -44,18 +44,19 @@ def unboxed(tree: Any) -> Any:
             return False
         # None, which a tree of specs has for other parameters, counts as a leaf here.
         leaves, _ = jax.tree_util.tree_flatten_with_path(
-            node, is_leaf=lambda x: x is None or _is_leaf(x)
+            node, is_leaf=lambda x: x is None or _is_projected(x)
         )
         return [path for path, _ in leaves] == _BOX
 
     def unbox(node: Any) -> Any:
         # An empty box is of a parameter that a filter has taken out.
-        return next(iter(jax.tree.leaves(node, is_leaf=_is_leaf)), None) if is_box(node) else node
+        leaves = jax.tree.leaves(node, is_leaf=_is_projected) if is_box(node) else [node]
+        return next(iter(leaves), None)
 
     return jax.tree.map(unbox, tree, is_leaf=is_box)
 
 
-def _is_leaf(node: Any) -> bool:
+def _is_projected(node: Any) -> bool:
     return isinstance(node, Projected)
 
 

@@ -8,7 +8,10 @@ import rgo_jax
 
 def gradients(tree):
     """The tree with each `rgo_jax.Projected` as its gradient."""
-    is_projected = lambda node: isinstance(node, rgo_jax.Projected)  # noqa: E731
+
+    def is_projected(node):
+        return isinstance(node, rgo_jax.Projected)
+
     return jax.tree.map(
         lambda node: node.gradient if is_projected(node) else node, tree, is_leaf=is_projected
     )

@@ -165,7 +165,7 @@ OF_PROJECTED = {
         {"rgo": rgo_jax.rgo(LR, **o), "sgd": rgo_jax.rgo(LR, **o)}, labels
     ),
     "inject_hyperparams": lambda **o: optax.inject_hyperparams(rgo_jax.rgo)(LR, **o),
-    "accumulation and checks after it": lambda **o: optax.chain(
+    "checks after it": lambda **o: optax.chain(
         rgo_jax.scale_by_rgo(**o), optax.apply_if_finite(optax.sgd(LR), 3)
     ),
 }

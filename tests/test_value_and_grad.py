@@ -104,7 +104,7 @@ def test_what_is_projected_is_the_whole_gradient(name):
     for jit in (lambda f: f, jax.jit):
         own = jit(lambda params: projected(loss, state, params, build()))(params)
         chex.assert_trees_all_close(own, expected, rtol=1e-4, atol=1e-6)
-    # What the earlier task uses moves a thousandth as much as the rest; unprojected it would not.
+    # What the earlier task uses moves less than a hundredth as much as the rest; unprojected more.
     kernel, raw = own["d"]["kernel"], plain["d"]["kernel"]
     assert np.abs(kernel[:4]).max() < 1e-2 * np.abs(kernel[4:]).max()
     assert np.abs(raw[:4]).max() > 0.1 * np.abs(raw[4:]).max()

@@ -40,9 +40,9 @@ class Problem(NamedTuple):
     Attributes:
       init: from a key to fresh parameters.
       logits: ``(params, x, task_id, subspace=None, statistics=None) -> [b, num_classes]``. With
-        orthonormal columns ``subspace [features, rank]``
-        the head receives what of the features lies in them. With ``statistics`` batch normalisation
-        is by them, without by the batch's own.
+        orthonormal columns ``subspace [features, rank]`` the head receives what of the features
+        lies in them. With ``statistics`` batch normalisation is by them, without by the batch's
+        own.
       protected: from parameters to a mask (a prefix tree of bools): those trained in more than
         one task.
       freeze: ``(params, task_id) -> params`` with the same values, through which no gradient flows

@@ -125,12 +125,13 @@ def projecting_method(
     return Method(init, nothing_to_start, step, end_task, logits, memory=lambda state: state.memory)
 
 
+# Those whose inputs are asked for.
+_LAYERS = (rgo_jax.linen.Dense, rgo_jax.linen.Conv)
+
+
 def _rgo_state(projections: Any) -> rgo_jax.RgoState:
     """A state for `rgo_jax.value_and_grad`, with projections of our own."""
     return rgo_jax.RgoState(jnp.int32(0), projections, num_skipped=(), energy=())
-
-
-_LAYERS = (rgo_jax.linen.Dense, rgo_jax.linen.Conv)
 
 
 def _patches(layer: nn.Conv, x: jax.Array) -> jax.Array:

@@ -10,6 +10,9 @@ from benchmarks.methods import METHODS, Problem, rgo
 from benchmarks.tasks import Task
 from rgo_jax import linen
 
+# Arguments of a run of seconds.
+QUICK = ["--num-tasks", "2", "--examples-per-task", "200", "--epochs", "4", "--seeds", "2"]
+
 RATE = 0.1
 
 

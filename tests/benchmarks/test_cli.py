@@ -13,18 +13,9 @@ import pytest
 from rich.console import Console
 
 from benchmarks import __main__ as cli
-from benchmarks import files, jobs, limits, merging, presets, report, results
+from benchmarks import jobs, limits, merging, presets, report, results
 from benchmarks.methods import METHODS
-
-QUICK = ["--num-tasks", "2", "--examples-per-task", "200", "--epochs", "4", "--seeds", "2"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The results of a quick run."""
-    out = tmp_path_factory.mktemp("out")
-    assert cli.main(["permuted-digits", "--methods", "rgo,stl", *QUICK, "--out", str(out)]) == 0
-    return out
+from tests.benchmarks.problems import QUICK
 
 
 def test_writes_json_and_figure(folder, capsys):
@@ -79,50 +70,6 @@ def test_seeds_run_apart_are_reported_as_one_result(folder, tmp_path):
     assert "--seeds 1 " in text
 
 
-def test_only_seeds_of_one_experiment_are_put_together(folder):
-    rgo, stl = results.load_all(folder)
-    later = rgo._replace(seeds=[2, 3])
-    assert [found.seeds for found in merging.merged([later, rgo])] == [[0, 1, 2, 3]]
-    for other in (
-        rgo,  # the same seeds once more
-        stl._replace(seeds=[2, 3]),
-        later._replace(config=changed(rgo.config, alpha=2.0)),
-        later._replace(data="other examples"),
-    ):
-        assert len(merging.merged([rgo, other])) == 2
-
-
-def changed(config, **options):
-    return dataclasses.replace(config, options=config.options | options)
-
-
-def test_results_of_an_earlier_version_are_taken_for_what_they_are(folder, tmp_path):
-    """Baselines', whose setting is what all methods had before there was a choice."""
-    rgo, _ = results.load_all(folder)
-    config = presets.config("permuted-digits", method=METHODS["gpm"], num_tasks=2)
-    gpm = rgo._replace(method="gpm", changes={"num_tasks": 2}, config=config)
-    path = results.save(gpm._replace(seeds=[2, 3]), tmp_path)
-    content = json.loads(path.read_text())
-    earlier = {k: v for k, v in content["config"].items() if k not in presets.DEFAULTS}
-    assert len(earlier) == 11
-    content["config"] = earlier
-    for later in ("train", "memory_bytes", "data"):
-        del content[later]
-    path.write_text(json.dumps(content))
-    # What a kill in the middle of writing leaves behind.
-    (path.parent / ".gpm.4242.json").write_text("{")
-    (old,) = results.load_all(tmp_path)
-    assert old.config == gpm.config
-    assert [found.seeds for found in merging.merged([gpm, old])] == [[0, 1, 2, 3]]
-    # Of unknown data, it brings none of different data together.
-    parts = [
-        old._replace(seeds=[0, 1]),
-        gpm._replace(seeds=[2, 3]),
-        gpm._replace(data="other examples", seeds=[4, 5]),
-    ]
-    assert [found.seeds for found in merging.merged(parts)] == [[0, 1, 2, 3], [4, 5]]
-
-
 def test_fel_is_told_by_the_results(tmp_path):
     argv = ["permuted-digits", "--methods", "sgd", "--fel", *QUICK, "--out", str(tmp_path)]
     assert cli.main(argv) == 0
@@ -140,19 +87,6 @@ def test_switches_are_told_by_the_results(tmp_path):
     assert result.changes["label_smoothing"] == result.config.label_smoothing == 0.1
     assert result.changes["fel_on_convs"] is result.config.fel_on_convs is False
     assert result.changes["normalize"] is result.config.options["normalize"] is False
-
-
-@pytest.fixture
-def jobs_run(folder, monkeypatch):
-    """Runs nothing; the jobs that would have been."""
-    found = []
-
-    def run(job, *args):
-        found.append(job)
-        return results.load_all(folder)[0]._replace(method=job.method, config=job.description)
-
-    monkeypatch.setattr(cli.Job, "run", run)
-    return found
 
 
 def test_options_are_those_of_the_methods_that_have_them(jobs_run, tmp_path):
@@ -206,39 +140,6 @@ def test_a_methods_own_learning_rate_stands_until_the_user_gives_one(
     assert sgd.changes == {}
     assert given.config.learning_rate == 0.1
     assert given.changes == {"learning_rate": 0.1}
-
-
-def test_results_round_trip(folder, tmp_path):
-    (first, second) = results.load_all(folder)
-    copy = results.load(results.save(first, tmp_path))
-    np.testing.assert_array_equal(copy.r, first.r)
-    np.testing.assert_array_equal(copy.train, first.train)
-    arrays = {"r": 0, "losses": 0, "train": 0}
-    assert copy._replace(**arrays) == first._replace(**arrays)
-    assert (first.train_acc > 30).all()
-    assert (first.memory_bytes, second.memory_bytes) > (0, 0)
-    assert first.acc.shape == (2,)
-    np.testing.assert_allclose(
-        first.accuracy_curve[0], [100 * first.r[0, 0, 0], 100 * first.r[0, 1].mean()]
-    )
-    assert (second.bwt == 0).all()  # single-task learning
-
-
-def test_a_failed_write_leaves_the_old_results_whole(folder, tmp_path, monkeypatch):
-    result = results.load_all(folder)[0]
-    path = results.save(result, tmp_path)
-    before = path.read_text()
-
-    def full(*args):
-        raise OSError("no space left")
-
-    monkeypatch.setattr(files.os, "replace", full)
-    with pytest.raises(OSError, match="no space left"):
-        results.save(result._replace(preset="recommended"), tmp_path)
-    with pytest.raises(OSError, match="no space left"):
-        results.save(result, tmp_path)
-    assert path.read_text() == before
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
 def test_report(folder, capsys):
@@ -344,31 +245,6 @@ def test_all_benchmarks_are_checked_before_the_first_runs(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def write_npz(path, labels, shape=(8, 7), tests=None):
-    rng = np.random.default_rng(0)
-    y = {"train": np.asarray(labels), "test": np.asarray(labels if tests is None else tests)}
-    prototypes = rng.integers(0, 256, (max(labels) + 1, *shape))
-    np.savez(
-        path,
-        **{f"x_{s}": prototypes[y[s]].astype(np.uint8) for s in y},
-        **{f"y_{s}": y[s] for s in y},
-    )
-    return str(path)
-
-
-def test_all_methods_are_checked_before_the_first_runs(tmp_path, capsys):
-    """On these images SGD could train the network, and RGO could not."""
-    mine = write_npz(tmp_path / "mine.npz", np.arange(16) % 4, (64, 64, 3))
-    argv = ["split", "--data", mine, "--num-tasks", "2", "--batch-size", "4", "--seeds", "1"]
-    argv += ["--out", str(tmp_path / "out")]
-    assert cli.main([*argv, "--methods", "sgd,rgo"]) == 2
-    error = capsys.readouterr().err
-    assert "RGO cannot train --network lenet-5 on images of shape (64, 64, 3): Para" in error
-    assert "Choose --network alexnet-7, alexnet-7-narrow, vgg-11, vgg-13, resnet-18." in error
-    assert "max_fan_in; or" not in error
-    assert not (tmp_path / "out").exists()
-
-
 def test_too_many_seeds_for_the_memory(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(limits, "memory", lambda: 2**20)
     argv = ["permuted-digits", "--methods", "sgd,rgo", "--out", str(tmp_path), "--seeds"]
@@ -382,68 +258,6 @@ def test_too_many_seeds_for_the_memory(tmp_path, capsys, monkeypatch):
     assert cli.main([*argv, "1"]) == 2
     assert "Choose a smaller --network" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
-
-
-def test_labels_that_leave_numbers_out_are_told(jobs_run, tmp_path, capsys):
-    mine = write_npz(tmp_path / "mine.npz", [3, 7, 9, 12] * 10)
-    argv = ["split", "--data", mine, "--methods", "sgd,stl", "--network", "mlp"]
-    argv += ["--out", str(tmp_path / "out"), "--num-tasks"]
-    assert cli.main([*argv, "3"]) == 2
-    error = capsys.readouterr().err
-    note = "note: mine.npz: the labels are 3, 7, 9, 12; the 4 classes are numbered from 0 in that "
-    assert error.startswith(note)
-    assert "error: --num-tasks is 3, but mine.npz has 4 classes" in error
-    assert cli.main([*argv, "2"]) == 0
-    assert capsys.readouterr().err.count("note: ") == 1
-    assert [job.dataset.num_classes for job in jobs_run] == [4, 4]
-
-
-def test_tasks_of_different_sizes_are_told(jobs_run, tmp_path, capsys):
-    labels = np.repeat(np.arange(4), [40, 2, 20, 1])
-    mine = write_npz(tmp_path / "mine.npz", labels)
-    argv = ["split", "--data", mine, "--methods", "sgd,rgo", "--network", "mlp", "--num-tasks", "2"]
-    argv += ["--out", str(tmp_path / "out"), "--batch-size", "2"]
-    assert cli.main(argv) == 0
-    assert capsys.readouterr().err == (
-        "note: mine.npz: by its classes a task has 3 to 60 training images. An epoch takes 60 of "
-        "every task: one that has fewer goes through its own again. --examples-per-task sets "
-        "another number.\n"
-    )
-    assert cli.main([*argv, "--examples-per-task", "3"]) == 0
-    assert not capsys.readouterr().err
-    assert [job.config.examples_per_task for job in jobs_run] == [60, 60, 3, 3]
-
-
-@pytest.mark.slow
-def test_a_task_of_few_images_learns_as_long_as_the_others(tmp_path):
-    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(4), [200, 150, 3, 2]))
-    mine = write_npz(tmp_path / "mine.npz", labels, tests=np.arange(40) % 4)
-    with np.load(mine) as file:
-        np.savez(mine, **file, superclasses=np.array([0, 0, 1, 1]))
-    argv = ["superclass", "--data", mine, "--methods", "rgo", "--network", "mlp-100"]
-    argv += ["--num-tasks", "2", "--epochs", "4", "--seeds", "2", "--out", str(tmp_path)]
-    assert cli.main(argv) == 0
-    (result,) = results.load_all(tmp_path)
-    assert (result.acc > 95).all()
-
-
-def test_own_data(tmp_path, capsys):
-    rng = np.random.default_rng(0)
-    write_npz(tmp_path / "mine.npz", rng.integers(0, 4, 400), tests=rng.integers(0, 4, 100))
-    out = tmp_path / "out"
-    argv = ["--data", str(tmp_path / "mine.npz"), "--seeds", "1", "--epochs", "2"]
-    argv += ["--methods", "rgo", "--out", str(out)]
-    assert cli.main(argv) == 2
-    assert "has 4 classes; expected a divisor" in capsys.readouterr().err
-    assert cli.main([*argv, "--tasks", "2"]) == 0
-    (result,) = results.load_all(out)
-    assert result.benchmark == "split-mine.npz"
-    assert result.acc[0] > 95
-    assert result.config.dataset == "mine.npz"
-    # Where there is no terminal to draw a bar on, a line for each task.
-    lines = capsys.readouterr().out.splitlines()
-    assert "split-mine.npz rgo num_tasks=2 epochs=2" in lines
-    assert [line for line in lines if line.startswith("task 1/2, ACC ")]
 
 
 def test_the_bar_tells_how_far_it_is_and_how_long_it_will_take():
