@@ -195,9 +195,16 @@ def test_projections_without_signs_do_not_depend_on_the_key(columns):
         assert distance(a, b) == 0
 
 
+def enable_x64():
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    return jax.experimental.enable_x64()  # jax 0.7
+
+
 @pytest.mark.parametrize(
     "setting",
     [
+        enable_x64,
         lambda: jax.default_prng_impl("rbg"),
         lambda: jax.threefry_partitionable(False),
         lambda: jax.numpy_dtype_promotion("strict"),
