@@ -12,34 +12,28 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from benchmarks import (
-    ablation,
-    command_line,
-    data,
-    dry_run,
-    experiment,
-    figures,
-    presets,
-    report,
-    results,
-)
-from benchmarks.jobs import Job, reserved
+from benchmarks import data, presets
 from benchmarks.methods import METHODS
 from benchmarks.methods.base import check_count
+from benchmarks.perf import page as perf
+from benchmarks.presets import ablation
+from benchmarks.report import figures, listing, pages
+from benchmarks.run import checks, command_line, dry_run, experiment, results
+from benchmarks.run.jobs import Job, reserved
+from benchmarks.run.provenance import num_cores, provenance
 
 _RESULTS = Path("benchmarks") / "results"
 _DEFAULT = presets.BENCHMARKS[:1]
-_ABLATION = "ablation"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    command = shlex.join(["python", "-m", "benchmarks", *argv])
+    arguments = make_parser().parse_args(argv or ["run"])
     console = Console(markup=False)  # Square brackets in a path are no markup.
     try:
-        if argv[:1] == ["report"]:
-            return _report(argv[1:], console)
-        return _run(argv, console)
+        arguments.execute(arguments, command, console)
     except (ValueError, FileNotFoundError, RuntimeError, MemoryError) as error:
         print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
         return 2
@@ -56,20 +50,44 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
+    return 0
 
 
-def _run(argv: list[str], console: Console) -> int:
-    command = ["python", "-m", "benchmarks", *argv]
-    is_ablation = argv[:1] == [_ABLATION]
-    parser = command_line.make_parser()
-    if is_ablation:
-        argv = argv[1:]
-        parser.set_defaults(methods=",".join(ablation.METHODS_ABLATED))
-    arguments = parser.parse_args(argv)
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=(
+            "Trains networks through sequences of tasks and measures how much they forget. Without "
+            "a command: RGO beside SGD on permuted digits, in under a minute, nothing to download."
+        ),
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, text: str, execute: Any) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(execute=execute)
+        return command
+
+    run = add("run", "run benchmarks; write a JSON for each run, and a figure, to --out", _run)
+    command_line.add_arguments(run)
+    report = add("report", "make the tables and figures of a folder of results", _report)
+    report.add_argument("folder", metavar="FOLDER", nargs="?", type=Path, default=_RESULTS)
+    perf.add_arguments(add("perf", "measure what RGO costs on this machine", perf.run))
+    add("list", "list datasets, networks, methods and presets", _list)
+    return parser
+
+
+def _run(arguments: argparse.Namespace, command: str, console: Console) -> None:
     arguments.seeds = command_line.seeds_of(arguments.seeds)
     check_count("checkpoint_every", arguments.checkpoint_every)
-    methods = command_line.methods_of(arguments.methods)
-    default = ["split"] if arguments.data else ablation.BENCHMARKS if is_ablation else _DEFAULT
+    default_methods = command_line.DEFAULT_METHODS
+    if arguments.ablation:
+        default_methods = ",".join(ablation.METHODS_ABLATED)
+    methods = command_line.methods_of(arguments.methods or default_methods)
+    default = ablation.BENCHMARKS if arguments.ablation else _DEFAULT
+    if arguments.data:
+        default = ("split",)
     changes = {
         name: value
         for name, value in vars(arguments).items()
@@ -78,7 +96,7 @@ def _run(argv: list[str], console: Console) -> int:
 
     def cases(benchmark: str) -> list[tuple[str, dict[str, Any]]]:
         """Each method to run, with what is changed of the preset."""
-        if not is_ablation:
+        if not arguments.ablation:
             return [(method, changes) for method in methods]
         return [
             (method, changes | change.fields)
@@ -86,7 +104,7 @@ def _run(argv: list[str], console: Console) -> int:
         ]
 
     # Everything that can be wrong is found before the first run.
-    origin = results.provenance(shlex.join(command))
+    origin = provenance(command)
     told: set[str] = set()
     jobs = {
         name: _jobs(name, cases(name), arguments, origin, told)
@@ -104,13 +122,12 @@ def _run(argv: list[str], console: Console) -> int:
                 f"{benchmark}, preset {arguments.preset}, {count} seed{'s' if count > 1 else ''}; "
                 "percent after the last task, mean ± standard deviation"
             )
-            console.print(report.terminal_table(finished))
-            for divergence in report.divergences(finished):
+            console.print(pages.terminal_table(finished))
+            for divergence in pages.divergences(finished):
                 console.print(divergence)
             figure = arguments.out / benchmark / "accuracy"
-            report.replace_all(figures.accuracy(benchmark, finished, figure))
+            pages.replace_all(figures.accuracy(benchmark, finished, figure))
             console.print(f"Results and {figure.with_suffix('.png')} are in {arguments.out}.")
-    return 0
 
 
 def _jobs(
@@ -133,20 +150,23 @@ def _jobs(
         configured = partial(
             presets.config, benchmark, arguments.preset, METHODS[method], arguments.data
         )
-        config, preset = configured(**changes), configured()
+        config = configured(arguments.protocol, **changes)
+        default, preset = configured(), configured(arguments.protocol)
         if whole is None:
             whole = data.load(config.dataset, data_dir=arguments.data_dir)
             _tell(whole.notes(), told)
         dataset = experiment.data_of(config, whole)
         if arguments.examples_per_task is None:
-            config = experiment.fitted(config, dataset)
+            config = checks.limit_examples(config, dataset)
         dry_run.check(config, METHODS[method], dataset, len(arguments.seeds))
-        _tell(experiment.notes(config, dataset), told)
+        _tell(checks.notes(config, dataset), told)
         differing = {
             field: value
             for field, value in changes.items()
             if value != preset.flat.get(field, value)
         }
+        if config.protocol != default.protocol:
+            differing = {"protocol": config.protocol} | differing
         job = Job(
             method,
             config,
@@ -170,26 +190,30 @@ def _tell(notes: Sequence[str], told: set[str]) -> None:
             told.add(note)
 
 
-def _report(argv: list[str], console: Console) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks report",
-        description="Makes the table and the figures of a folder of results.",
-    )
-    parser.add_argument("folder", nargs="?", type=Path, default=_RESULTS)
-    folder = parser.parse_args(argv).folder
-    found = results.load_all(folder)
+def _report(arguments: argparse.Namespace, command: str, console: Console) -> None:
+    del command
+    found = results.load_all(arguments.folder)
     if not found:
-        raise FileNotFoundError(f"{folder}: no results (*/*.json) there; run a benchmark first.")
-    written = report.write(found, folder)
-    for told in report.divergences(found):
+        raise FileNotFoundError(
+            f"{arguments.folder}: no results (*/*.json) there; run a benchmark first."
+        )
+    written = pages.write(found, arguments.folder)
+    for told in pages.divergences(found):
         console.print(told)
     console.print(f"Wrote {written}.")
-    return 0
+
+
+def _list(arguments: argparse.Namespace, command: str, console: Console) -> None:
+    del arguments, command
+    for table in listing.tables():
+        console.print(table)
 
 
 if __name__ == "__main__":
     # A device for each core: seeds are spread over devices, and the small products of one seed do
-    # not fill two cores.
-    if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", results.num_cores())
+    # not fill two cores. What is timed has all cores to itself.
+    if sys.argv[1:2] != ["perf"] and "host_platform_device_count" not in os.environ.get(
+        "XLA_FLAGS", ""
+    ):
+        jax.config.update("jax_num_cpu_devices", num_cores())
     sys.exit(main())

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import results
+from benchmarks.run import results
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -120,7 +120,8 @@ def test_no_device_ever_holds_a_whole_projection():
 def test_seeds_spread_over_devices_give_what_one_device_gives():
     program = """
         import dataclasses, json, jax
-        from benchmarks import data, presets, train
+        from benchmarks import data, presets
+        from benchmarks.run import train
         from benchmarks.methods import METHODS
         config = presets.config(
             "permuted-digits", num_tasks=2, examples_per_task=200, epochs=1

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 
 import rgo_jax
-from benchmarks.limits import MAX_COUNT
-from benchmarks.tasks import Task
+from benchmarks.data.limits import MAX_COUNT
+from benchmarks.data.tasks import Task
 
 Batch = tuple[jax.Array, jax.Array]
 
@@ -39,10 +39,8 @@ class Problem(NamedTuple):
 
     Attributes:
       init: from a key to fresh parameters.
-      logits: ``(params, x, task_id, subspace=None, statistics=None) -> [b, num_classes]``. With
-        orthonormal columns ``subspace [features, rank]`` the head receives what of the features
-        lies in them. With ``statistics`` batch normalisation is by them, without by the batch's
-        own.
+      logits: ``(params, x, task_id, statistics=None) -> [b, num_classes]``. With ``statistics``
+        batch normalisation is by them, without by the batch's own.
       protected: from parameters to a mask (a prefix tree of bools): those trained in more than
         one task.
       freeze: ``(params, task_id) -> params`` with the same values, through which no gradient flows
@@ -89,7 +87,7 @@ class Method(NamedTuple):
         ``task.load`` give one more pass over the task's data.
       logits: ``(state, x, task_id) -> [b, num_classes]``, for evaluation on any task so far.
       memory: ``(state) -> pytree``: what the state keeps from one task for the next beside the
-        network and its optimizer; `benchmarks.experiment.memory_bytes` counts it.
+        network and its optimizer; `benchmarks.run.experiment.memory_bytes` counts it.
     """
 
     init: Callable[[jax.Array], Any]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from benchmarks.data.tasks import Task
 from benchmarks.methods.base import (
     Batch,
     Method,
@@ -20,7 +21,6 @@ from benchmarks.methods.base import (
     nothing_to_end,
     nothing_to_start,
 )
-from benchmarks.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True)

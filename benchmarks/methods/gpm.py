@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.data.tasks import Task
 from benchmarks.methods.base import Method, Problem
 from benchmarks.methods.layers import layer_inputs, projecting_method
-from benchmarks.tasks import Task
 from rgo_jax._lapack import in_turn_on_cpu
 
 # Stands in for a zero that would be divided by: layers can be dead.

@@ -17,8 +17,8 @@ from flax import traverse_util
 
 import rgo_jax
 import rgo_jax.linen
+from benchmarks.data.tasks import Task
 from benchmarks.methods.base import Batch, Method, Problem, loss_and_grads, nothing_to_start
-from benchmarks.tasks import Task
 
 
 class ProjectedState(NamedTuple):

@@ -4,18 +4,22 @@ Chaudhry et al. 2020, https://arxiv.org/abs/2010.11635, called ORTHOG-SUBSPACE t
 RGO paper.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.initializers import orthogonal
+from benchmarks.data.tasks import Task
 from benchmarks.methods.base import Batch, Method, Problem, nothing_to_end
 from benchmarks.methods.replay import Ring, empty_ring, remembering
 from benchmarks.methods.stiefel import stiefel_sgd
-from benchmarks.tasks import Task
+from benchmarks.networks.initializers import orthogonal
 from rgo_jax._lapack import in_turn_on_cpu
 
 
@@ -64,7 +68,7 @@ class LosState(NamedTuple):
 
 
 def los(problem: Problem, hyper: Los | None = None) -> Method:
-    """LOS, with a network of `benchmarks.networks`, which takes ``subspace``."""
+    """LOS, with a network of `benchmarks.networks.architectures`, which takes ``subspace``."""
     hyper = hyper or (IMAGES if len(problem.input_shape) > 1 else VECTORS)
     optimizer = optax.partition(
         {True: stiefel_sgd(problem.learning_rate), False: optax.sgd(problem.learning_rate)},
@@ -73,7 +77,8 @@ def los(problem: Problem, hyper: Los | None = None) -> Method:
 
     def outputs_of(state: LosState, params: Any, x: jax.Array, task_id: jax.Array) -> jax.Array:
         basis = of_task(state.bases, problem.num_tasks, task_id)
-        return problem.logits(params, x, task_id, subspace=basis)
+        with in_subspace(basis):
+            return problem.logits(params, x, task_id)
 
     def init(key: jax.Array) -> LosState:
         params_key, bases_key, kernels_key = jax.random.split(key, 3)
@@ -131,6 +136,25 @@ def los(problem: Problem, hyper: Los | None = None) -> Method:
     return Method(
         init, start_task, step, nothing_to_end, logits, lambda state: (state.bases, state.ring)
     )
+
+
+def in_subspace(basis: jax.Array) -> contextlib.AbstractContextManager[None]:
+    """Inside it, heads receive what of the last features lies in the span of ``basis``.
+
+    Args:
+      basis: orthonormal columns ``[features, rank]``.
+    """
+
+    def project(
+        call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
+    ) -> Any:
+        if context.method_name != "classify":
+            return call(*args, **kwargs)
+        features, *others = args
+        matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+        return call(nn.relu(matmul(matmul(features, basis), basis.T)), *others, **kwargs)
+
+    return nn.intercept_methods(project)
 
 
 def task_bases(key: jax.Array, width: int, num_tasks: int, hyper: Los) -> jax.Array:

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import optax
 from jax.scipy.linalg import cho_factor, cho_solve
 
+from benchmarks.data.tasks import Task
 from benchmarks.methods.base import Batch, Method, Problem
 from benchmarks.methods.layers import ProjectedState, layer_inputs, projecting_method
-from benchmarks.tasks import Task
 from rgo_jax._lapack import in_turn_on_cpu
 
 _matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from benchmarks.data.tasks import Task
 from benchmarks.methods.base import Batch, Method, Problem, loss_and_grads, nothing_to_end
-from benchmarks.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 import rgo_jax
+from benchmarks.data.tasks import Task
 from benchmarks.methods.base import (
     Batch,
     Method,
@@ -21,7 +22,6 @@ from benchmarks.methods.base import (
     option,
     sgd_optimizer,
 )
-from benchmarks.tasks import Task
 
 COLUMNS = ("mean", "sum", "signs", "each")
 CLASSES = ("all", "present")

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 
+from benchmarks.data.tasks import Task
 from benchmarks.methods.base import (
     Method,
     Problem,
@@ -13,7 +14,6 @@ from benchmarks.methods.base import (
     option,
     sgd_optimizer,
 )
-from benchmarks.tasks import Task
 
 # The networks of the paper's authors where they are not RGO's: from its to theirs. The first is of
 # both methods, the second of STL only.

@@ -1,7 +1,8 @@
 import pytest
 
 from benchmarks import __main__ as cli
-from benchmarks import data, results
+from benchmarks import data
+from benchmarks.run import results
 from tests.benchmarks.problems import QUICK
 
 
@@ -14,7 +15,9 @@ def digits():
 def folder(tmp_path_factory):
     """The results of a quick run."""
     out = tmp_path_factory.mktemp("out")
-    assert cli.main(["permuted-digits", "--methods", "rgo,stl", *QUICK, "--out", str(out)]) == 0
+    assert (
+        cli.main(["run", "permuted-digits", "--methods", "rgo,stl", *QUICK, "--out", str(out)]) == 0
+    )
     return out
 
 

@@ -20,8 +20,10 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from benchmarks import checkpoints, data, experiment, jobs, presets, results, train
+from benchmarks import data, presets
 from benchmarks.methods import METHODS
+from benchmarks.run import checkpoints, experiment, jobs, results, train
+from benchmarks.run.measurements import nothing
 
 KILLED = 137
 ORIGIN = {"commit": "c", "versions": {}, "device": "d", "command": "c", "date": "d"}
@@ -85,10 +87,7 @@ def learn(config, spec, dataset, seeds, observer, resume):
     num_seeds, num_tasks = len(seeds), config.num_tasks
     progress = train.Progress(
         tasks_done=0,
-        r=np.full((num_seeds, num_tasks, num_tasks), np.nan),
-        train=np.full((num_seeds, num_tasks), np.nan),
-        losses=np.zeros((num_seeds, num_tasks)),
-        task_seconds=np.zeros(num_tasks),
+        measured=nothing(num_seeds, num_tasks),
         state={"w": np.arange(num_seeds * 500.0).reshape(num_seeds, -1)},
     )
     if resume is not None:
@@ -97,11 +96,12 @@ def learn(config, spec, dataset, seeds, observer, resume):
         task = progress.tasks_done
         w = np.sin(progress.state["w"] * 3 + task)
         accuracy = np.abs(w.mean(axis=1))
-        progress.r[:, task, : task + 1] = accuracy[:, None]
-        progress.train[:, task] = progress.losses[:, task] = accuracy / 3
+        measured = progress.measured
+        measured.r[:, task, : task + 1] = accuracy[:, None]
+        measured.train[:, task] = measured.losses[:, task] = accuracy / 3
         progress = progress._replace(tasks_done=task + 1, state={"w": w})
         observer.on_task(progress)
-    return train.Run(progress.r, progress.train, progress.losses, progress.task_seconds, 0.0)
+    return progress.measured
 
 
 def job_in(out):
@@ -151,7 +151,8 @@ def whole(out):
     job = job_in(out)
     found = results.load(job.path)
     left = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
-    return {"r": found.r.tobytes().hex(), "losses": found.losses.tobytes().hex(), "files": left}
+    r, _, losses, *_ = found.measured
+    return {"r": r.tobytes().hex(), "losses": losses.tobytes().hex(), "files": left}
 
 
 def check_halfway(out):

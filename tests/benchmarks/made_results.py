@@ -4,38 +4,39 @@ import dataclasses
 
 import numpy as np
 
-from benchmarks import presets, results
+from benchmarks import presets
 from benchmarks.methods import METHODS
+from benchmarks.run import results
+from benchmarks.run.measurements import Measurements
 
 ORIGIN = {"command": "c", "commit": "x" * 40, "versions": {}, "device": "d", "date": ""}
 
 
-def made(method, acc, benchmark="split-cifar100", preset="paper", seeds=3, train=None, **changes):
+def made(method, acc, benchmark="split-cifar100", preset="paper", seeds=3, train=100, **changes):
     """A result that forgets nothing; with each seed ACC is one percent more."""
     config = presets.config(benchmark, method=METHODS[method], **changes)
     tasks = config.num_tasks
     r = np.full((seeds, tasks, tasks), acc / 100) + np.arange(seeds)[:, None, None] / 100
     return results.Result(
-        benchmark=benchmark,
         method=method,
-        preset=preset,
-        changes=changes,
         config=dataclasses.replace(config, preset=preset),
+        changes=changes,
         seeds=list(range(seeds)),
-        r=np.where(np.tri(tasks, dtype=bool), r, np.nan),
-        losses=np.zeros((seeds, tasks)),
-        seconds={"compile": 10.0, "tasks": [80 / tasks] * tasks, "total": 90.0},
+        measured=Measurements(
+            r=np.where(np.tri(tasks, dtype=bool), r, np.nan),
+            train=np.full((seeds, tasks), train / 100),
+            losses=np.zeros((seeds, tasks)),
+            task_seconds=np.full(tasks, 80 / tasks),
+            compile_seconds=10.0,
+        ),
+        memory_bytes=1000,
+        data="0123456789ab",
         provenance=ORIGIN,
-        train=None if train is None else np.full((seeds, tasks), train / 100),
     )
 
 
 def diverging(result, seeds, task=0):
     """The same, but some seeds (by their place) are lost from a task on."""
-    r, losses = result.r.copy(), result.losses.copy()
-    r[seeds, task:] = losses[seeds, task:] = np.nan
-    train = None
-    if result.train is not None:
-        train = result.train.copy()
-        train[seeds] = np.nan
-    return result._replace(r=r, losses=losses, train=train)
+    r, train, losses = (each.copy() for each in result.measured[:3])
+    r[seeds, task:] = losses[seeds, task:] = train[seeds] = np.nan
+    return result._replace(measured=result.measured._replace(r=r, train=train, losses=losses))

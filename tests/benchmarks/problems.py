@@ -6,8 +6,8 @@ import numpy as np
 import optax
 
 from benchmarks import presets
+from benchmarks.data.tasks import Task
 from benchmarks.methods import METHODS, Problem, rgo
-from benchmarks.tasks import Task
 from rgo_jax import linen
 
 # Arguments of a run of seconds.

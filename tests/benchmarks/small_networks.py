@@ -3,9 +3,11 @@
 import jax
 import numpy as np
 
-from benchmarks import experiment, presets, tasks
+from benchmarks import presets
+from benchmarks.data import tasks
 from benchmarks.methods import METHODS
-from benchmarks.networks import ConvLayer, FeedForward
+from benchmarks.networks.architectures import ConvLayer, FeedForward
+from benchmarks.run import problem as problems
 
 KEY = jax.random.key(1)
 
@@ -32,7 +34,7 @@ def problem_of(*shape, method="rgo", **changes):
     given = {"network": "mlp-100", "num_tasks": 3} | changes
     config = presets.config("permuted-digits", method=METHODS[method], **given)
     sequence = tasks.Sequence(4, shape, 1, 1, None, None)
-    return experiment.make_problem(config, METHODS[method], sequence, "none", jax.random.key(7))
+    return problems.make_problem(config, METHODS[method], sequence, "none", jax.random.key(7))
 
 
 def is_nonzero(tree):

@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as cli
-from benchmarks import ablation, presets, results
-from benchmarks.ablation import BENCHMARKS, CHANGES, METHODS_ABLATED, Change
+from benchmarks import presets
 from benchmarks.methods import METHODS
+from benchmarks.presets import ablation
+from benchmarks.presets.ablation import BENCHMARKS, CHANGES, METHODS_ABLATED, Change
+from benchmarks.report.ablation import markdown
+from benchmarks.run import results
+from benchmarks.run.measurements import nothing
+from tests.benchmarks.made_results import ORIGIN
 
 TINY = {"num_tasks": 2, "examples_per_task": 100, "epochs": 1}
 OF_FEL = {"fel_on_input", "fel_per_layer", "fel_on_first_task"}
@@ -58,8 +63,8 @@ def test_each_change_changes_the_experiment(benchmark):
 def two_changes(monkeypatch):
     """The whole and one change, on a benchmark that takes a moment."""
     monkeypatch.setattr(ablation, "CHANGES", (CHANGES[0], Change("weak", {"alpha": 50.0})))
-    protocol = presets._PROTOCOLS["permuted", "digits"] | TINY
-    monkeypatch.setitem(presets._PROTOCOLS, ("permuted", "digits"), protocol)
+    protocol = presets.PROTOCOLS["permuted", "digits"]["small"] | TINY
+    monkeypatch.setitem(presets.PROTOCOLS, ("permuted", "digits"), {"small": protocol})
 
 
 def row_of(folder, label):
@@ -69,7 +74,7 @@ def row_of(folder, label):
 
 
 def test_command_line(two_changes, tmp_path):
-    argv = ["ablation", "permuted-digits", "--methods", "rgo", "--seeds", "2"]
+    argv = ["run", "--ablation", "permuted-digits", "--methods", "rgo", "--seeds", "2"]
     argv += ["--out", str(tmp_path)]
     assert cli.main(argv) == 0
     found = {result.changes.get("alpha"): result for result in results.load_all(tmp_path)}
@@ -77,7 +82,9 @@ def test_command_line(two_changes, tmp_path):
     whole, weak = found[None], found[50.0]
     assert whole.changes == {}
     assert whole.config.options | {"alpha": 50.0} == weak.config.options
-    assert whole.provenance["command"].startswith("python -m benchmarks ablation permuted-digits ")
+    assert whole.provenance["command"].startswith(
+        "python -m benchmarks run --ablation permuted-digits "
+    )
 
     assert cli.main(["report", str(tmp_path)]) == 0
     assert "[ABLATION.md](ABLATION.md)" in (tmp_path / "README.md").read_text()
@@ -106,7 +113,7 @@ def test_a_change_that_the_preset_has_already_is_not_run_again(two_changes, tmp_
         return made([90], method=job.method, benchmark="permuted-digits", **job.changes)
 
     monkeypatch.setattr(cli.Job, "run", run)
-    argv = ["ablation", "permuted-digits", "--seeds", "1", "--out", str(tmp_path)]
+    argv = ["run", "--ablation", "permuted-digits", "--seeds", "1", "--out", str(tmp_path)]
     assert cli.main(argv) == 0
     # Of both methods, unless others are named.
     whole = [("rgo", {}, 0.01), ("rgo-2", {}, 0.01)]
@@ -124,24 +131,22 @@ def test_a_change_that_the_preset_has_already_is_not_run_again(two_changes, tmp_
 
 def made(accs, seeds=None, method="rgo", benchmark="permuted-mnist", **changes):
     """A result with such an ACC, in percent, of each seed, and a BWT of -1."""
+    num_seeds = len(accs)
     r = np.array([[[a / 100 + 0.01, np.nan], [a / 100, a / 100]] for a in accs])
-    config = presets.config(benchmark, method=METHODS[method], **changes)
     return results.Result(
-        benchmark=benchmark,
         method=method,
-        preset="paper",
+        config=presets.config(benchmark, method=METHODS[method], **changes),
         changes=changes,
-        config=config,
-        seeds=list(range(len(accs)) if seeds is None else seeds),
-        r=r,
-        losses=np.zeros((len(accs), 2)),
-        seconds={"total": 1.0},
-        provenance={"command": "c", "commit": "x" * 40, "versions": {}, "device": "d", "date": ""},
+        seeds=list(range(num_seeds) if seeds is None else seeds),
+        measured=nothing(num_seeds, 2)._replace(r=r),
+        memory_bytes=1,
+        data="d",
+        provenance=ORIGIN,
     )
 
 
 def cells(found, label):
-    (line,) = (x for x in ablation.markdown(found).splitlines() if x.startswith(f"| {label}"))
+    (line,) = (x for x in markdown(found).splitlines() if x.startswith(f"| {label}"))
     return [cell.strip() for cell in line.split("|")[2:-1]]
 
 
@@ -167,13 +172,13 @@ def test_only_single_changes_of_the_preset_paper_are_in_the_table():
     whole, changed = made([90, 91]), made([80, 81], columns="sum")
     assert cells([whole, changed], "the sum of the columns, not their mean")[0].startswith("80.50")
     for other in (
-        changed._replace(preset="recommended"),
+        changed._replace(config=dataclasses.replace(changed.config, preset="recommended")),
         made([80, 81], columns="sum", num_tasks=5),
         made([80, 81], alpha=7.0),
         made([80, 81], method="sgd"),
     ):
-        assert ablation.markdown([whole, other]) == ""
-    assert ablation.markdown([]) == ""
+        assert markdown([whole, other]) == ""
+    assert markdown([]) == ""
     # Two changes at once are one of the list, where it has them.
     both = made([70, 71], columns="sum", alpha=1.0)
     assert cells([whole, changed, both], "the sum, and alpha = 1")[0].startswith("70.50")

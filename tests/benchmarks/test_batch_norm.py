@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import experiment, paper, presets, tasks
-from benchmarks.data import Dataset
+from benchmarks import presets
+from benchmarks.data import Dataset, tasks
 from benchmarks.methods import METHODS
-from benchmarks.networks import ARCHITECTURES, Architecture, Network, ResNet18
+from benchmarks.networks.architectures import ARCHITECTURES, Architecture, Network, ResNet18
+from benchmarks.report import paper
+from benchmarks.run import checks
+from benchmarks.run import problem as problems
 from rgo_jax import linen
 from tests.benchmarks.problems import task_of
 
@@ -41,7 +44,7 @@ def one_conv(monkeypatch):
 def problem_of(method, **changes):
     config = presets.config("split-cifar100", method=METHODS[method], network=NAME, **changes)
     sequence = tasks.Sequence(3, SHAPE, 1, 1, None, None)
-    return experiment.make_problem(config, METHODS[method], sequence, "none", jax.random.key(0))
+    return problems.make_problem(config, METHODS[method], sequence, "none", jax.random.key(0))
 
 
 def test_it_follows_each_convolution():
@@ -105,7 +108,7 @@ def test_methods_that_keep_no_averages_refuse_it(method):
     images, labels = np.zeros((100, *SHAPE), np.uint8), np.arange(100, dtype=np.int32)
     dataset = Dataset("cifar100", images, labels, images, labels)
     with pytest.raises(ValueError, match=r"has batch normalisation.*Choose --network resnet-18\."):
-        experiment.check(config, METHODS[method], dataset)
+        checks.check(config, METHODS[method], dataset)
 
 
 def test_the_authors_have_it_under_stl_and_sgd_only():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks import presets
-from benchmarks.initializers import INITIAL_VALUES
-from benchmarks.layers import BIASES
+from benchmarks.networks.initializers import INITIAL_VALUES
+from benchmarks.networks.layers import BIASES
 from tests.benchmarks.small_networks import (
     KEY,
     examples,

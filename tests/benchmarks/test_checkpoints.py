@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as cli
-from benchmarks import results, train
-from benchmarks.checkpoints import Checkpoints
-from benchmarks.train import Progress
+from benchmarks.run import results, train
+from benchmarks.run.checkpoints import Checkpoints
+from benchmarks.run.measurements import Measurements
+from benchmarks.run.train import Progress
 
 ROOT = Path(__file__).parent.parent.parent
-RUN = ["permuted-digits", "--methods", "sgd,rgo", "--seeds", "3", "--num-tasks", "6"]
+RUN = ["run", "permuted-digits", "--methods", "sgd,rgo", "--seeds", "3", "--num-tasks", "6"]
 ORIGIN = {"commit": "a" * 40, "versions": {"jax": "1"}, "device": "d", "command": "c", "date": ""}
 
 
@@ -68,10 +69,9 @@ def test_killed_run_goes_on_with_the_same_numbers(tmp_path, capsys):
     assert (killed / "permuted-digits" / sgd.file_name).stat().st_mtime_ns == before
     for resumed, expected in zip(results.load_all(killed), results.load_all(whole), strict=True):
         assert resumed.method == expected.method
-        np.testing.assert_array_equal(resumed.r, expected.r)
-        np.testing.assert_array_equal(resumed.losses, expected.losses)
-        np.testing.assert_array_equal(resumed.train, expected.train)
-        assert (np.array(resumed.seconds["tasks"]) > 0).all()
+        for ours, theirs in zip(resumed.measured[:3], expected.measured[:3], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        assert (resumed.measured.task_seconds > 0).all()
     assert not list(killed.glob("*/*.checkpoint"))
 
 
@@ -82,7 +82,16 @@ def test_results_of_other_data_stay_and_resume_does_not_hide_an_unfinished_run(t
         arrays |= {f"x_{s}": rng.random((200, 4, 4), np.float32) for s in ("train", "test")}
         np.savez(tmp_path / "mine.npz", **arrays)
 
-    run = ["permuted", "--data", str(tmp_path / "mine.npz"), "--num-tasks", "2", "--seeds", "1"]
+    run = [
+        "run",
+        "permuted",
+        "--data",
+        str(tmp_path / "mine.npz"),
+        "--num-tasks",
+        "2",
+        "--seeds",
+        "1",
+    ]
     run += ["--methods", "sgd", "--out", str(tmp_path / "out")]
     write_data(0)
     assert cli.main(run) == 0
@@ -105,10 +114,13 @@ def test_results_of_other_data_stay_and_resume_does_not_hide_an_unfinished_run(t
 def progress(tasks_done, value, size=3):
     return Progress(
         tasks_done=tasks_done,
-        r=np.full((1, 2, 2), value),
-        train=np.full((1, 2), np.nan),
-        losses=np.array([[1 / 3, value]]),
-        task_seconds=np.zeros(2),
+        measured=Measurements(
+            r=np.full((1, 2, 2), value),
+            train=np.full((1, 2), np.nan),
+            losses=np.array([[1 / 3, value]]),
+            task_seconds=np.zeros(2),
+            compile_seconds=1.5,
+        ),
         state={"w": jnp.full((1, size), value), "count": jnp.full(1, tasks_done)},
     )
 
@@ -128,9 +140,9 @@ def test_round_trip(tmp_path, name):
     restored = checkpoints.restore(progress(0, 0.0))
     expected = progress(2, 0.2)
     assert restored.tasks_done == 2
-    for name in ("r", "train", "losses"):
-        assert getattr(restored, name).dtype == np.float64
-        np.testing.assert_array_equal(getattr(restored, name), getattr(expected, name))
+    for ours, theirs in zip(restored.measured, expected.measured, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert restored.measured.r.dtype == np.float64
     np.testing.assert_array_equal(restored.state["w"], expected.state["w"])
     checkpoints.discard()
     assert not list(path.parent.iterdir())
@@ -147,7 +159,8 @@ def test_seeds_may_be_spread_over_other_devices(tmp_path):
             "key": jax.vmap(lambda i: jax.random.fold_in(key, i))(places),
         }
         one = progress(1, 0.5)
-        return one._replace(r=one.r.repeat(2, axis=0), state=state)
+        measured = one.measured._replace(r=one.measured.r.repeat(2, axis=0))
+        return one._replace(measured=measured, state=state)
 
     checkpoints = Checkpoints(tmp_path / "run", {}, ORIGIN)
     checkpoints.save(spread(3, first=7))
@@ -302,10 +315,10 @@ def test_a_state_of_another_program_is_refused(tmp_path):
 
 
 def test_a_whole_result_wins_over_a_checkpoint_that_cannot_be_read(tmp_path, monkeypatch, capsys):
-    run = ["permuted-digits", "--methods", "sgd", "--seeds", "1", "--num-tasks", "2"]
+    run = ["run", "permuted-digits", "--methods", "sgd", "--seeds", "1", "--num-tasks", "2"]
     run += ["--resume", "--out", str(tmp_path)]
     r, per_task = np.array([[[0.5, np.nan], [0.5, 0.5]]]), np.full((1, 2), 0.5)
-    whole = train.Run(r, per_task, per_task, np.ones(2), compile_seconds=1.0)
+    whole = Measurements(r, per_task, per_task, np.ones(2), compile_seconds=1.0)
     monkeypatch.setattr(train, "run", lambda *args: whole)
     assert cli.main(run) == 0
     (result,) = tmp_path.glob("*/*.json")

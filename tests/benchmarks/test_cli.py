@@ -13,8 +13,14 @@ import pytest
 from rich.console import Console
 
 from benchmarks import __main__ as cli
-from benchmarks import jobs, limits, merging, presets, report, results
+from benchmarks import presets
+from benchmarks.data import limits
 from benchmarks.methods import METHODS
+from benchmarks.networks.architectures import ARCHITECTURES
+from benchmarks.report import merging
+from benchmarks.report import pages as report
+from benchmarks.run import jobs, provenance, results
+from tests.benchmarks.made_results import made
 from tests.benchmarks.problems import QUICK
 
 
@@ -33,34 +39,42 @@ def test_writes_json_and_figure(folder, capsys):
     assert content["r"][0][0][1] is None  # not measured: the task lay in the future
     assert content["config"]["num_tasks"] == 2
     assert content["seeds"] == [0, 1]
-    assert "python -m benchmarks permuted-digits" in content["provenance"]["command"]
+    assert "python -m benchmarks run permuted-digits" in content["provenance"]["command"]
     assert {"jax", "optax", "python"} < set(content["provenance"]["versions"])
-    assert content["seconds"]["total"] > 0
+    assert content["compile_seconds"] > 0
 
 
 def test_the_command_tells_flags_of_xla(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    assert results.provenance("python x")["command"] == "python x"
+    assert provenance.provenance("python x")["command"] == "python x"
     monkeypatch.setenv("XLA_FLAGS", "--one=1 --two=2")
-    assert results.provenance("python x")["command"] == "XLA_FLAGS='--one=1 --two=2' python x"
+    assert provenance.provenance("python x")["command"] == "XLA_FLAGS='--one=1 --two=2' python x"
     monkeypatch.delenv("XLA_FLAGS")
     # On one line, with what is no text (such bytes a file's name may have) as escapes.
-    assert results.provenance("x 'ä\n\udcff'")["command"] == r"x 'ä\n\udcff'"
+    assert provenance.provenance("x 'ä\n\udcff'")["command"] == r"x 'ä\n\udcff'"
 
 
 def test_seeds_run_apart_are_reported_as_one_result(folder, tmp_path):
     (whole,) = [found for found in results.load_all(folder) if found.method == "rgo"]
     for seeds in ("1", "1-1"):
-        argv = ["permuted-digits", "--methods", "rgo", *QUICK[:-1], seeds, "--out", str(tmp_path)]
+        argv = [
+            "run",
+            "permuted-digits",
+            "--methods",
+            "rgo",
+            *QUICK[:-1],
+            seeds,
+            "--out",
+            str(tmp_path),
+        ]
         assert cli.main(argv) == 0
     parts = results.load_all(tmp_path)
     assert [part.file_name.split("_")[-1] for part in parts] == ["seeds=1-1.json", "seeds=1.json"]
     (joined,) = merging.merged(parts)
-    np.testing.assert_array_equal(joined.r, whole.r)
-    np.testing.assert_array_equal(joined.train, whole.train)
-    np.testing.assert_array_equal(joined.losses, whole.losses)
+    for ours, theirs in zip(joined.measured[:3], whole.measured[:3], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
     assert joined.seeds == [0, 1]
-    assert joined.seconds["total"] == pytest.approx(sum(part.seconds["total"] for part in parts))
+    assert joined.measured.seconds == pytest.approx(sum(part.measured.seconds for part in parts))
 
     assert cli.main(["report", str(tmp_path)]) == 0
     text = (tmp_path / "README.md").read_text()
@@ -71,7 +85,7 @@ def test_seeds_run_apart_are_reported_as_one_result(folder, tmp_path):
 
 
 def test_fel_is_told_by_the_results(tmp_path):
-    argv = ["permuted-digits", "--methods", "sgd", "--fel", *QUICK, "--out", str(tmp_path)]
+    argv = ["run", "permuted-digits", "--methods", "sgd", "--fel", *QUICK, "--out", str(tmp_path)]
     assert cli.main(argv) == 0
     (result,) = results.load_all(tmp_path)
     assert result.changes["fel"] is True
@@ -80,7 +94,7 @@ def test_fel_is_told_by_the_results(tmp_path):
 
 
 def test_switches_are_told_by_the_results(tmp_path):
-    argv = ["permuted-digits", "--methods", "rgo", *QUICK, "--out", str(tmp_path)]
+    argv = ["run", "permuted-digits", "--methods", "rgo", *QUICK, "--out", str(tmp_path)]
     switches = ["--no-normalize", "--no-fel-on-convs", "--label-smoothing", "0.1"]
     assert cli.main([*argv, *switches]) == 0
     (result,) = results.load_all(tmp_path)
@@ -91,7 +105,7 @@ def test_switches_are_told_by_the_results(tmp_path):
 
 def test_options_are_those_of_the_methods_that_have_them(jobs_run, tmp_path):
     """The others run as they are, and are told so."""
-    argv = ["permuted-digits", "--methods", "rgo,sgd,gpm", "--alpha", "1", "--seeds", "2"]
+    argv = ["run", "permuted-digits", "--methods", "rgo,sgd,gpm", "--alpha", "1", "--seeds", "2"]
     assert cli.main([*argv, "--momentum", "0.5", "--out", str(tmp_path)]) == 0
     assert [job.changes for job in jobs_run] == [
         {"alpha": 1.0, "momentum": 0.5}, {"momentum": 0.5}, {},
@@ -109,7 +123,7 @@ def test_options_are_those_of_the_methods_that_have_them(jobs_run, tmp_path):
 def test_what_is_given_as_the_preset_has_it_is_no_change(jobs_run, tmp_path):
     given = ["--alpha", "0.01", "--initial-values", "uniform", "--curvature-classes", "present"]
     given += ["--no-fel-on-input", "--protect-biases", "--no-online", "--seeds", "1"]
-    argv = ["permuted-digits", "--methods", "rgo,gpm", *given, "--out", str(tmp_path)]
+    argv = ["run", "permuted-digits", "--methods", "rgo,gpm", *given, "--out", str(tmp_path)]
     assert cli.main(argv) == 0
     # It is a change of what has another preset.
     assert [job.changes for job in jobs_run] == [
@@ -119,7 +133,16 @@ def test_what_is_given_as_the_preset_has_it_is_no_change(jobs_run, tmp_path):
 
 
 def test_training_images_are_the_first(jobs_run, tmp_path, digits):
-    argv = ["permuted-digits", "--methods", "rgo,sgd", "--training-images", "500", "--seeds", "1"]
+    argv = [
+        "run",
+        "permuted-digits",
+        "--methods",
+        "rgo,sgd",
+        "--training-images",
+        "500",
+        "--seeds",
+        "1",
+    ]
     assert cli.main([*argv, "--out", str(tmp_path)]) == 0
     for job in jobs_run:
         np.testing.assert_array_equal(job.dataset.x_train, digits.x_train[:500])
@@ -132,7 +155,7 @@ def test_a_methods_own_learning_rate_stands_until_the_user_gives_one(
 ):
     own = METHODS["sgd"]._replace(learning_rates={"digits": 0.05})
     monkeypatch.setitem(METHODS, "sgd", own)
-    argv = ["permuted-digits", "--out", str(tmp_path)]
+    argv = ["run", "permuted-digits", "--out", str(tmp_path)]
     assert cli.main([*argv, "--methods", "sgd,stl"]) == 0
     assert cli.main([*argv, "--methods", "sgd", "--learning-rate", "0.1"]) == 0
     sgd, stl, given = jobs_run
@@ -149,26 +172,14 @@ def test_report(folder, capsys):
     assert f"{rgo.acc.mean():.2f} ± {rgo.acc.std(ddof=1):.2f}" in text
     assert f"{stl.acc.mean():.2f}" in text
     assert "![Average accuracy against tasks](permuted-digits/accuracy.png)" in text
-    assert "`python -m benchmarks permuted-digits" in text
+    assert "`python -m benchmarks run permuted-digits" in text
 
 
 def test_report_sets_the_papers_numbers_beside_ours():
-    r = np.full((2, 3, 3), 0.9)
-    result = results.Result(
-        benchmark="permuted-mnist",
-        method="rgo",
-        preset="paper",
-        changes={"head": "frozen"},
-        config=presets.config("permuted-mnist", head="frozen"),
-        seeds=[0, 1],
-        r=r,
-        losses=np.zeros((2, 3)),
-        seconds={"total": 90.0},
-        provenance={"command": "c", "commit": "x" * 40, "versions": {}, "device": "d", "date": ""},
-    )
+    result = made("rgo", 90, "permuted-mnist", seeds=2, head="frozen")
     text = report.markdown([result], {"permuted-mnist": "f.png"})
     assert (
-        "| RGO | paper | frozen | 2 | 90.00 ± 0.00 | 91.15 | -1.15 | 0.00 ± 0.00 | -2.05 | +2.05 "
+        "| RGO | paper | frozen | 2 | 90.50 ± 0.71 | 91.15 | -0.65 | 0.00 ± 0.00 | -2.05 | +2.05 "
         "| 1.5 |" in text
     )
     # Another protocol is not compared.
@@ -227,10 +238,17 @@ def test_report_sets_the_papers_numbers_beside_ours():
         (["--data", "digits"], "--data is 'digits'; expected the path of an .npz file"),
         (["split", "--data", "a\nb.npz"], "a file's name without control characters"),
         (["--out", __file__], "test_cli.py'. Choose a folder that can be written to"),
-        (["report", "nowhere"], "nowhere: no results"),
     ],
 )
 def test_errors_are_one_line(argv, match, capsys):
+    check_error(["run", *argv], match, capsys)
+
+
+def test_a_report_of_nothing(capsys):
+    check_error(["report", "nowhere"], "nowhere: no results", capsys)
+
+
+def check_error(argv, match, capsys):
     assert cli.main(argv) == 2
     captured = capsys.readouterr().err
     assert captured.startswith("error: ")
@@ -239,7 +257,7 @@ def test_errors_are_one_line(argv, match, capsys):
 
 
 def test_all_benchmarks_are_checked_before_the_first_runs(tmp_path, capsys):
-    argv = ["permuted-digits", "rotated-digits", "--num-tasks", "21", "--out", str(tmp_path)]
+    argv = ["run", "permuted-digits", "rotated-digits", "--num-tasks", "21", "--out", str(tmp_path)]
     assert cli.main(argv) == 2
     assert "20 angles" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -247,7 +265,7 @@ def test_all_benchmarks_are_checked_before_the_first_runs(tmp_path, capsys):
 
 def test_too_many_seeds_for_the_memory(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(limits, "memory", lambda: 2**20)
-    argv = ["permuted-digits", "--methods", "sgd,rgo", "--out", str(tmp_path), "--seeds"]
+    argv = ["run", "permuted-digits", "--methods", "sgd,rgo", "--out", str(tmp_path), "--seeds"]
     assert cli.main([*argv, "10"]) == 2
     error = capsys.readouterr().err
     possible = int(re.search(r"Run fewer at a time: --seeds (\d+), or", error)[1])
@@ -297,13 +315,35 @@ except SystemExit:
         text=True,
         check=True,
     )
-    assert int(done.stdout) == (3 if flags else results.num_cores())
+    assert int(done.stdout) == (3 if flags else provenance.num_cores())
 
 
 def test_help_names_everything(capsys):
     with pytest.raises(SystemExit) as exit_:
-        cli.main(["--help"])
+        cli.main(["run", "--help"])
     assert exit_.value.code == 0
     text = "".join(capsys.readouterr().out.split())  # argparse breaks lines inside words
     for word in ("permuted-mnist", "rotated-digits", "rgo-2", "recommended", "per_task", "cosine"):
         assert word in text
+
+
+def test_list_names_everything(capsys):
+    assert cli.main(["list"]) == 0
+    text = capsys.readouterr().out
+    for name in (*presets.BENCHMARKS, *ARCHITECTURES, *METHODS, *presets.PRESETS):
+        assert f" {name} " in text
+
+
+def test_a_protocol_by_its_name(jobs_run, tmp_path, capsys):
+    argv = ["run", "split", "--data", str(tmp_path / "mine.npz"), "--methods", "sgd"]
+    x, y = np.zeros((40, 8, 8), np.uint8), np.arange(40) % 4
+    np.savez(tmp_path / "mine.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    argv += ["--num-tasks", "2", "--network", "mlp-100", "--protocol", "table-1"]
+    assert cli.main([*argv, "--epochs", "20", "--out", str(tmp_path)]) == 0
+    (job,) = jobs_run
+    assert job.config.protocol == "table-1"
+    # Twenty epochs are what the other protocol has, not this one.
+    assert {"protocol": "table-1", "epochs": 20}.items() <= job.changes.items()
+    check_error(
+        ["run", "permuted-mnist", "--protocol", "table-3"], "expected one of table-1", capsys
+    )

@@ -9,7 +9,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from benchmarks import data, limits
+from benchmarks import data
+from benchmarks.data import limits
 from tests.benchmarks.test_data import arrays
 
 MEMORY = 4 * 2**20  # as if the machine had no more

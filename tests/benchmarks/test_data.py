@@ -11,7 +11,8 @@ import urllib.request
 import numpy as np
 import pytest
 
-from benchmarks import data, tfds_source
+from benchmarks import data
+from benchmarks.data import sources, tfds_source
 
 rng = np.random.default_rng(0)
 
@@ -143,7 +144,7 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setenv("RGO_JAX_CACHE", str(tmp_path / "file"))
     decoded = {"x_train": np.zeros((2**20, 3), np.uint8)}
     with pytest.raises(ValueError, match=r"file/key\.npz: cannot.*Set RGO_JAX_CACHE.*3 MiB"):
-        data._cached("name", "key", lambda: decoded)
+        sources._cached("name", "key", lambda: decoded)
 
 
 def test_unknown_name():

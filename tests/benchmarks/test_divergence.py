@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as cli
-from benchmarks import ablation, figures, heads, markup, merging, report, results, tables
 from benchmarks.methods import METHODS
+from benchmarks.report import ablation, figures, heads, markup, merging, tables
+from benchmarks.report import pages as report
+from benchmarks.run import results
 from tests.benchmarks.made_results import diverging, made
 
 TINY = ["--num-tasks", "2", "--examples-per-task", "50", "--epochs", "1", "--seeds", "2"]
@@ -23,7 +25,7 @@ def no_constant(name):
     ["sgd", *(pytest.param(m, marks=pytest.mark.slow) for m in METHODS if m != "sgd")],
 )
 def test_a_diverged_run_says_so(tmp_path, capsys, method):
-    argv = ["permuted-digits", "--methods", method, "--learning-rate", "1e30", *TINY]
+    argv = ["run", "permuted-digits", "--methods", method, "--learning-rate", "1e30", *TINY]
     assert cli.main([*argv, "--out", str(tmp_path)]) == 0
     told = f"permuted-digits, {method}: seeds 0, 1 diverged: the loss is not finite. Choose a "
     told += "--learning-rate below 1e+30."
@@ -65,21 +67,23 @@ def test_seeds_that_learned_are_not_averaged_with_those_that_did_not():
     assert told.startswith("permuted-mnist, rgo: seed 1 diverged: the loss")
     # In one result with others, too.
     later = made("rgo", 80, "permuted-mnist", **QUICK)._replace(seeds=[3, 4, 5])
-    (joined,) = merging.merged([part._replace(train=None), later])
+    (joined,) = merging.merged([part, later])
     assert joined.diverged.tolist() == [False, True, False, False, False, False]
 
 
 def test_a_loss_that_was_infinite_for_a_while_is_no_result():
+    result = made("sgd", 50, "permuted-digits", seeds=1, **QUICK)
     losses = np.array([[1.0, np.inf, 1.0]])
-    result = made("sgd", 50, "permuted-digits", seeds=1, **QUICK)._replace(losses=losses)
-    assert result.diverged.all()
+    assert result._replace(measured=result.measured._replace(losses=losses)).diverged.all()
 
 
 def test_what_a_diverged_run_is_saved_as_is_read_as_the_same(tmp_path):
     part = diverging(made("rgo", 80, "permuted-digits", train=90, **QUICK), [1], task=1)
     found = results.load(results.save(part, tmp_path))
     for name in ("r", "losses", "train"):
-        np.testing.assert_allclose(getattr(found, name), getattr(part, name), atol=1e-6)
+        np.testing.assert_allclose(
+            getattr(found.measured, name), getattr(part.measured, name), atol=1e-6
+        )
 
 
 def line(text, *words):
@@ -135,7 +139,7 @@ def test_figure_1_has_a_panel_for_what_has_been_run(tmp_path, monkeypatch):
     assert figures.figure_1([made("rgo", 80)], tmp_path / "figure-1") == {}  # none of Table 1
     assert not drawn
     found = [made("rgo", 90, "permuted-mnist"), made("sgd", 40, "rotated-mnist")]
-    found.append(made("rgo", 70, network="resnet-18", epochs=8))
+    found.append(made("rgo", 70, protocol="table-1"))
     for count in (1, 2, 3):
         assert figures.figure_1(found[:count], tmp_path / "figure-1")
         titles = [axes.get_title() for axes in drawn[-1].axes]

@@ -12,21 +12,22 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as cli
-from benchmarks import experiment, files, results, train
+from benchmarks.data import files
+from benchmarks.run import experiment, results, train
+from benchmarks.run.measurements import Measurements
 
 ROOT = Path(__file__).parent.parent.parent
-RUN = ["permuted-digits", "--methods", "sgd", "--seeds", "1", "--num-tasks", "2"]
+RUN = ["run", "permuted-digits", "--methods", "sgd", "--seeds", "1", "--num-tasks", "2"]
 
 
 @pytest.fixture
 def other_process():
-    """Starts another process in a `with` of `benchmarks.files`, which prints and then waits."""
+    """Starts another process in a `with` of `files`, which prints and then waits."""
     processes = []
 
     def start(context):
-        code = (
-            f"from pathlib import Path\nfrom benchmarks.files import *\nwith {context} as inside:"
-        )
+        code = "from pathlib import Path\nfrom benchmarks.data.files import *\n"
+        code += f"with {context} as inside:"
         code += "\n print(inside, flush=True)\n input()"
         process = subprocess.Popen(
             [sys.executable, "-c", code],
@@ -137,10 +138,11 @@ def test_any_folder_will_do(tmp_path, monkeypatch, capsys, name):
 
     def gone_on(config, spec, dataset, seeds, observer, resume):
         assert resume(begun).tasks_done == 1
-        return train.Run(r, per_task, per_task, np.ones(2), 1.0)
+        return measured
 
     r, per_task = np.array([[[0.5, np.nan], [0.5, 0.5]]]), np.full((1, 2), 0.5)
-    begun = train.Progress(0, r, per_task, per_task, np.ones(2), {"w": jnp.zeros((1, 3))})
+    measured = Measurements(r, per_task, per_task, np.ones(2), 1.0)
+    begun = train.Progress(0, measured, {"w": jnp.zeros((1, 3))})
     monkeypatch.setattr(experiment, "memory_bytes", lambda *args: 0)
     monkeypatch.chdir(tmp_path)
     run = [*RUN, f"--out={name}"]

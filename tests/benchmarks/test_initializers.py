@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.initializers import orthogonal, uniform, with_bias_row
-from benchmarks.layers import HEADS
-from benchmarks.networks import ConvLayer, ResNet18
+from benchmarks.networks.architectures import ConvLayer, ResNet18
+from benchmarks.networks.initializers import orthogonal, uniform, with_bias_row
+from benchmarks.networks.layers import HEADS
 from tests.benchmarks.small_networks import KEY, examples, is_nonzero, network_of, params_of
 
 

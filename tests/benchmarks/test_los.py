@@ -1,5 +1,6 @@
 """LOS and its Cayley steps, by hand."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import jax
@@ -8,12 +9,14 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import experiment, presets, tasks, train
-from benchmarks.data import Dataset
-from benchmarks.layers import BIASES, HEADS
+from benchmarks import presets
+from benchmarks.data import Dataset, tasks
 from benchmarks.methods import METHODS, los
 from benchmarks.methods.stiefel import cayley_step, stiefel_sgd
-from benchmarks.networks import ARCHITECTURES, Architecture, ConvLayer, FeedForward
+from benchmarks.networks.architectures import ARCHITECTURES, Architecture, ConvLayer, FeedForward
+from benchmarks.networks.layers import BIASES, HEADS
+from benchmarks.run import problem as problems
+from benchmarks.run import train
 from tests.benchmarks.problems import task_of
 
 TASKS, CLASSES = 3, 4
@@ -42,7 +45,7 @@ def problem_of(network, input_shape, head="per_task", classes=CLASSES, **changes
     )
     sequence = tasks.Sequence(classes, input_shape, 1, 1, None, None)
     key = jax.random.key(7)
-    return experiment.make_problem(config, METHODS["los"], sequence, "none", key)
+    return problems.make_problem(config, METHODS["los"], sequence, "none", key)
 
 
 def examples(count, input_shape, seed=0):
@@ -76,7 +79,8 @@ def test_mask_is_one_of_the_pre_activation():
     params = problem.init(jax.random.key(0))
     x, _ = examples(5, (8,))
     basis = los.of_task(jnp.eye(100), TASKS, jnp.int32(1))[:, :12]
-    found = problem.logits(params, x, jnp.int32(1), subspace=basis)
+    with los.in_subspace(basis):
+        found = problem.logits(params, x, jnp.int32(1))
     first, second, head = (params[k] for k in ("Dense_0", "Dense_1", "head"))
     hidden = jax.nn.relu(x @ first["kernel"] + first["bias"][None])
     mask = basis.sum(axis=1)
@@ -108,7 +112,8 @@ def test_what_the_head_gets_lies_in_the_subspace(narrow, network, width):
     def received(x, basis=None):
         params = problem.init(jax.random.key(0))
         head = {"kernels": identity, "biases": jnp.zeros((TASKS, width))}
-        return problem.logits(params | {"head": head}, x, jnp.int32(0), subspace=basis)
+        with nullcontext() if basis is None else los.in_subspace(basis):
+            return problem.logits(params | {"head": head}, x, jnp.int32(0))
 
     x, _ = examples(2, (4, 4, 3))
     basis, _ = jnp.linalg.qr(jax.random.normal(jax.random.key(1), (width, 2)))
@@ -134,11 +139,13 @@ def test_subspaces_part_what_a_shared_head_joins_and_heads_per_task_have_parted(
         bases = los.task_bases(jax.random.key(1), width, TASKS, hyper) if hyper else None
         x, y = examples(10, shape)
 
-        def gradient(task_id):
-            subspace = bases if bases is None else los.of_task(bases, TASKS, jnp.int32(task_id))
+        def own_subspace(task_id):
+            return los.in_subspace(los.of_task(bases, TASKS, jnp.int32(task_id)))
 
+        def gradient(task_id):
             def loss(params):
-                outputs = problem.logits(params, x, jnp.int32(task_id), subspace=subspace)
+                with nullcontext() if bases is None else own_subspace(task_id):
+                    outputs = problem.logits(params, x, jnp.int32(task_id))
                 return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs, y))
 
             return np.ravel(jax.jit(jax.grad(loss))(params)[layer]["kernel"])
@@ -248,7 +255,8 @@ def test_step_on_images_by_hand(narrow):
 
     def loss(params, x, y, task_id):
         basis = los.of_task(state.bases, TASKS, jnp.int32(task_id))
-        outputs = problem.logits(params, x, jnp.int32(task_id), subspace=basis)
+        with los.in_subspace(basis):
+            outputs = problem.logits(params, x, jnp.int32(task_id))
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs, y))
 
     after, found_loss = jax.jit(lambda state: method.step(state, batch, task))(state)

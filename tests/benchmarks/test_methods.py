@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 import rgo_jax
-from benchmarks import experiment, presets, tasks, train
+from benchmarks import presets
+from benchmarks.data import tasks
 from benchmarks.methods import METHODS
-from benchmarks.programs import compile_programs
+from benchmarks.run import experiment, train
+from benchmarks.run import problem as problems
+from benchmarks.run.programs import compile_programs
 from tests.benchmarks.problems import task_of, two_tasks
 
 
@@ -69,7 +72,7 @@ def test_forgets_less_than_sgd(digits, sgd, method):
 def test_trains_on_the_losses_of_the_problem_and_on_no_others(digits, method):
     config, spec = two_tasks(method), METHODS[method]
     sequence = tasks.SEQUENCES["permuted"](digits, 2)
-    given = experiment.make_problem(config, spec, sequence, "digits", jax.random.key(0))
+    given = problems.make_problem(config, spec, sequence, "digits", jax.random.key(0))
     rng = np.random.default_rng(0)
     batch = jnp.asarray(rng.uniform(size=(20, 64)), jnp.float32), jnp.arange(20) % 10
 

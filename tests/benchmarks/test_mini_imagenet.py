@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import data, mini_imagenet
+from benchmarks import data
+from benchmarks.data import mini_imagenet
 
 # Three classes of six images, of which two are for testing.
 SMALL = mini_imagenet.Form(num_classes=3, train=4, test=2, size=5)

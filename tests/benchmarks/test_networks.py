@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks.layers import HEADS, max_pool
 from benchmarks.methods import METHODS
-from benchmarks.networks import ARCHITECTURES
+from benchmarks.networks.architectures import ARCHITECTURES
+from benchmarks.networks.layers import HEADS, max_pool
 from tests.benchmarks.small_networks import (
     CONVS,
     KEY,

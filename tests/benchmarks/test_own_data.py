@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as cli
-from benchmarks import results
+from benchmarks.run import results
 
 
 def write_npz(path, labels, shape=(8, 7), tests=None):
@@ -22,7 +22,7 @@ def write_npz(path, labels, shape=(8, 7), tests=None):
 def test_all_methods_are_checked_before_the_first_runs(tmp_path, capsys):
     """On these images SGD could train the network, and RGO could not."""
     mine = write_npz(tmp_path / "mine.npz", np.arange(16) % 4, (64, 64, 3))
-    argv = ["split", "--data", mine, "--num-tasks", "2", "--batch-size", "4", "--seeds", "1"]
+    argv = ["run", "split", "--data", mine, "--num-tasks", "2", "--batch-size", "4", "--seeds", "1"]
     argv += ["--out", str(tmp_path / "out")]
     assert cli.main([*argv, "--methods", "sgd,rgo"]) == 2
     error = capsys.readouterr().err
@@ -34,7 +34,7 @@ def test_all_methods_are_checked_before_the_first_runs(tmp_path, capsys):
 
 def test_labels_that_leave_numbers_out_are_told(jobs_run, tmp_path, capsys):
     mine = write_npz(tmp_path / "mine.npz", [3, 7, 9, 12] * 10)
-    argv = ["split", "--data", mine, "--methods", "sgd,stl", "--network", "mlp"]
+    argv = ["run", "split", "--data", mine, "--methods", "sgd,stl", "--network", "mlp"]
     argv += ["--out", str(tmp_path / "out"), "--num-tasks"]
     assert cli.main([*argv, "3"]) == 2
     error = capsys.readouterr().err
@@ -49,7 +49,18 @@ def test_labels_that_leave_numbers_out_are_told(jobs_run, tmp_path, capsys):
 def test_tasks_of_different_sizes_are_told(jobs_run, tmp_path, capsys):
     labels = np.repeat(np.arange(4), [40, 2, 20, 1])
     mine = write_npz(tmp_path / "mine.npz", labels)
-    argv = ["split", "--data", mine, "--methods", "sgd,rgo", "--network", "mlp", "--num-tasks", "2"]
+    argv = [
+        "run",
+        "split",
+        "--data",
+        mine,
+        "--methods",
+        "sgd,rgo",
+        "--network",
+        "mlp",
+        "--num-tasks",
+        "2",
+    ]
     argv += ["--out", str(tmp_path / "out"), "--batch-size", "2"]
     assert cli.main(argv) == 0
     assert capsys.readouterr().err == (
@@ -68,7 +79,7 @@ def test_a_task_of_few_images_learns_as_long_as_the_others(tmp_path):
     mine = write_npz(tmp_path / "mine.npz", labels, tests=np.arange(40) % 4)
     with np.load(mine) as file:
         np.savez(mine, **file, superclasses=np.array([0, 0, 1, 1]))
-    argv = ["superclass", "--data", mine, "--methods", "rgo", "--network", "mlp-100"]
+    argv = ["run", "superclass", "--data", mine, "--methods", "rgo", "--network", "mlp-100"]
     argv += ["--num-tasks", "2", "--epochs", "4", "--seeds", "2", "--out", str(tmp_path)]
     assert cli.main(argv) == 0
     (result,) = results.load_all(tmp_path)
@@ -79,7 +90,7 @@ def test_own_data(tmp_path, capsys):
     rng = np.random.default_rng(0)
     write_npz(tmp_path / "mine.npz", rng.integers(0, 4, 400), tests=rng.integers(0, 4, 100))
     out = tmp_path / "out"
-    argv = ["--data", str(tmp_path / "mine.npz"), "--seeds", "1", "--epochs", "2"]
+    argv = ["run", "--data", str(tmp_path / "mine.npz"), "--seeds", "1", "--epochs", "2"]
     argv += ["--methods", "rgo", "--out", str(out)]
     assert cli.main(argv) == 2
     assert "has 4 classes; expected a divisor" in capsys.readouterr().err

@@ -2,19 +2,21 @@
 
 import pytest
 
-from benchmarks import perf
+from benchmarks import __main__ as cli
+from benchmarks.perf.consolidation import measure_tasks
+from benchmarks.perf.training import step_programs
 
 
 @pytest.mark.parametrize("network", ["mlp", "lenet-5"])
 def test_projecting_layers_cost_a_fraction_of_plain_projection(network):
-    sgd, plain, fused = (p.flops for p in perf.step_programs(network, batch_size=10, steps=1))
+    sgd, plain, fused = (p.flops for p in step_programs(network, batch_size=10, steps=1))
     assert plain > 10 * sgd
     # Counted: 2.2 for the MLP, 1.4 for LeNet-5.
     assert fused < 2.6 * sgd
 
 
 def test_the_state_does_not_grow_with_tasks():
-    first, last = perf.measure_tasks([32], (1, 5), rounds=1)
+    first, last = measure_tasks([32], (1, 5), rounds=1)
     assert (first["tasks"], last["tasks"]) == (1, 5)
     assert first["state MiB"] == last["state MiB"]
     assert 0 < last["smallest eigenvalue of P"] < first["smallest eigenvalue of P"] < 1
@@ -35,10 +37,9 @@ def test_command_line(tmp_path, capsys):
         "--tasks",
         "1,3",
     ]
-    assert perf.main([*argv, "--out", str(out)]) == 0
+    assert cli.main(["perf", *argv, "--out", str(out)]) == 0
     text = out.read_text()
     for words in ("| mlp | 4 |", "## Folding a task in", "copy GB/s", "| 3 |"):
         assert words in text
-    with pytest.raises(SystemExit):
-        perf.main(["--networks", "vgg-99"])
-    assert "expected some of mlp" in capsys.readouterr().err
+    assert cli.main(["perf", "--networks", "vgg-99"]) == 2
+    assert "--networks is 'vgg-99'; expected one of mlp" in capsys.readouterr().err

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import pixels
-from benchmarks.tasks import LOS_ANGLES
+from benchmarks.data import pixels
+from benchmarks.data.tasks import LOS_ANGLES
 
 
 @pytest.mark.parametrize("degrees", [*LOS_ANGLES, 0.0, 90.0, 180.0, -30.0, 400.0])

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import experiment, pixels, tasks
+from benchmarks.data import pixels, tasks
 from benchmarks.methods import METHODS
 from benchmarks.presets import BENCHMARKS, PRESETS, config
+from benchmarks.run import experiment
+from benchmarks.run import problem as problems
 
 AUTHORS = ("rgo", "rgo-2", "sgd", "stl")
 BASELINES = [name for name in METHODS if name not in AUTHORS]
@@ -88,8 +90,9 @@ def test_the_preset_paper_is_the_authors_program(benchmark, method, fields, opti
 def test_steps_of_the_authors_program():
     assert config("permuted-mnist").steps_per_task == 1000
     assert config("split-cifar100").steps_per_task == 5000
-    assert config("split-cifar100", epochs=8).steps_per_task == 2000
-    assert config("split-cifar100", epochs=8).learning_rate == 0.03
+    table_1 = config("split-cifar100", protocol="table-1")
+    assert table_1.steps_per_task == 2000
+    assert table_1.learning_rate == 0.03
 
 
 # What the harness of Chaudhry et al. has beside, before there was a choice and since.
@@ -109,26 +112,27 @@ HARNESS = {
     "options": {},
 }
 HARNESS_PROTOCOLS = {
-    "permuted-mnist": ("mlp", "shared", 0.1, 20, 10_000, 1),
-    "rotated-mnist": ("mlp", "shared", 0.1, 20, 10_000, 1),
-    "permuted-digits": ("mlp-100", "shared", 0.1, 10, 1_000, 5),
-    "rotated-digits": ("mlp-100", "shared", 0.1, 10, 1_000, 5),
-    "split-digits": ("mlp-100", "per_task", 0.1, 5, 250, 5),
-    "split-cifar100": ("lenet-5", "per_task", 0.03, 20, 2_500, 20),
-    "superclass-cifar100": ("lenet-5", "per_task", 0.03, 20, 2_500, 20),
-    "split-mini-imagenet": ("alexnet-7", "per_task", 0.01, 20, 2_500, 20),
+    "permuted-mnist": ("table-1", "mlp", "shared", 0.1, 20, 10_000, 1),
+    "rotated-mnist": ("table-1", "mlp", "shared", 0.1, 20, 10_000, 1),
+    "permuted-digits": ("small", "mlp-100", "shared", 0.1, 10, 1_000, 5),
+    "rotated-digits": ("small", "mlp-100", "shared", 0.1, 10, 1_000, 5),
+    "split-digits": ("small", "mlp-100", "per_task", 0.1, 5, 250, 5),
+    "split-cifar100": ("table-3", "lenet-5", "per_task", 0.03, 20, 2_500, 20),
+    "superclass-cifar100": ("table-3", "lenet-5", "per_task", 0.03, 20, 2_500, 20),
+    "split-mini-imagenet": ("table-3", "alexnet-7", "per_task", 0.01, 20, 2_500, 20),
 }
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
 @pytest.mark.parametrize("method", BASELINES)
 def test_the_baselines_are_in_the_harness_as_they_were(benchmark, method):
-    network, head, rate, num_tasks, examples, epochs = HARNESS_PROTOCOLS[benchmark]
+    protocol, network, head, rate, num_tasks, examples, epochs = HARNESS_PROTOCOLS[benchmark]
     sequence, dataset = benchmark.split("-", 1)
     own_rates = {"cifar100": 0.4, "mini-imagenet": 0.2} if method == "los" else {}
     assert dataclasses.asdict(config(benchmark, method=METHODS[method])) == HARNESS | {
         "sequence": sequence,
         "dataset": dataset,
+        "protocol": protocol,
         "preset": "paper",
         "network": network,
         "head": head,
@@ -146,7 +150,7 @@ def problem_of(method, benchmark="permuted-digits", **changes):
     resolved = config(benchmark, method=METHODS[method], **changes)
     sequence = tasks.Sequence(10, (784,), 1, 1, None, None)
     key = jax.random.key(2)
-    return experiment.make_problem(resolved, METHODS[method], sequence, "mnist", key)
+    return problems.make_problem(resolved, METHODS[method], sequence, "mnist", key)
 
 
 def test_a_network_begins_as_its_setting_tells():
@@ -244,13 +248,15 @@ def test_cosine_schedule_starts_anew_in_each_task():
 
 def test_the_papers_rates_of_mini_imagenet():
     """0.01 for twenty epochs, 0.03 for the 2000 steps of Table 1, both as the preset has them."""
-    rates = {
-        epochs: config("split-mini-imagenet", epochs=epochs).learning_rate
-        for epochs in (None, 20, 8)
+    found = {
+        protocol: config("split-mini-imagenet", protocol=protocol)
+        for protocol in (None, "table-3", "table-1")
     }
-    assert rates == {None: 0.01, 20: 0.01, 8: 0.03}
-    assert config("split-mini-imagenet", epochs=8).steps_per_task == 2000
-    assert config("split-mini-imagenet", epochs=8, learning_rate=0.2).learning_rate == 0.2
+    rates = {protocol: each.learning_rate for protocol, each in found.items()}
+    assert rates == {None: 0.01, "table-3": 0.01, "table-1": 0.03}
+    assert found["table-1"].steps_per_task == 2000
+    changed = config("split-mini-imagenet", protocol="table-1", learning_rate=0.2)
+    assert changed.learning_rate == 0.2
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import experiment, tasks
-from benchmarks.layers import HEADS
+from benchmarks.data import tasks
 from benchmarks.methods import METHODS, replay
+from benchmarks.networks.layers import HEADS
+from benchmarks.run import problem as problems
 from tests.benchmarks.problems import RATE, cross_entropy_grad, linear_problem, task_of, two_tasks
 
 
@@ -91,7 +92,7 @@ def test_replayed_examples_go_through_their_own_task(digits, head):
     """Networks with FEL and heads of their own give each example its own task's output."""
     config = two_tasks("er-ring", head=head, num_tasks=3, fel=True)
     sequence = tasks.permuted(digits, 3)
-    problem = experiment.make_problem(
+    problem = problems.make_problem(
         config, METHODS["sgd"], sequence, digits.name, jax.random.key(1)
     )
     params = problem.init(jax.random.key(0))

@@ -4,10 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import figures, heads, markup, merging, paper, report, results, tables
 from benchmarks.methods import METHODS
-from benchmarks.networks import ARCHITECTURES
+from benchmarks.networks.architectures import ARCHITECTURES
 from benchmarks.presets import BENCHMARKS
+from benchmarks.report import figures, heads, markup, merging, paper, tables
+from benchmarks.report import pages as report
+from benchmarks.run import results
 from tests.benchmarks.made_results import made
 
 
@@ -81,9 +83,9 @@ def test_stl_with_the_authors_network_stands_beside_the_papers_and_with_rgos_bes
         "lenet-5-no-pool", "STL", "authors", "paper", "75.01", "76.00 ± 1.00", "+0.99",
     ]  # fmt: skip
     assert ours[1:8] == ["lenet-5", "STL", "authors", "paper", "-", "78.00 ± 1.00", "-"]
-    assert paper.numbers(both[0].setting, "stl") == (75.01, None)
-    assert paper.numbers(both[1].setting, "stl") == (None, None)
-    assert paper.numbers(both[1].setting, "rgo") == (81.03, -0.99)
+    assert paper.numbers(paper.setting_of(both[0]), "stl") == (75.01, None)
+    assert paper.numbers(paper.setting_of(both[1]), "stl") == (None, None)
+    assert paper.numbers(paper.setting_of(both[1]), "rgo") == (81.03, -0.99)
     # No BWT of a model per task.
     assert own[8:11] == ours[8:11] == ["-", "-", "-"]
 
@@ -135,7 +137,7 @@ def test_figure_1_has_the_result_of_table_1(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(figures, "_rendered", lambda fig, path: {})
     whole = made("rgo", 90, benchmark="permuted-mnist", seeds=5)
-    figures.figure_1([whole, whole._replace(seeds=[3], r=whole.r[3:4])], tmp_path / "figure-1")
+    figures.figure_1([whole, whole._replace(seeds=[3])], tmp_path / "figure-1")
     assert drawn == [whole]
 
 
@@ -163,7 +165,7 @@ def test_other_settings_have_no_place(change):
 
 
 def test_network_and_epochs_find_their_row():
-    other = made("rgo", 70, network="resnet-18", epochs=8)
+    other = made("rgo", 70, protocol="table-1")
     (row,) = rows(section(tables.papers_tables([other]), "Table 1"), "RGO", "resnet-18", "73.18")
     assert row[6] == "71.00 ± 1.00"
 
@@ -228,7 +230,7 @@ def test_two_standard_deviations(ours, theirs, far):
 
 def test_every_difference_from_the_paper_has_a_note():
     """Of the committed results: a section of the notes for each benchmark and method."""
-    folder = Path(tables.__file__).parent / "results"
+    folder = Path(tables.__file__).parents[1] / "results"
     headings = [line for line in (folder / "NOTES.md").read_text().splitlines() if "## " in line]
     # "benchmark: RGO, SGD and STL, with LeNet-5" is of three methods.
     noted = {
@@ -240,14 +242,14 @@ def test_every_difference_from_the_paper_has_a_note():
     literal = [
         result
         for result in merging.merged(results.load_all(folder))
-        if result.is_literal and result.preset == "paper"
+        if paper.is_literal(result) and result.preset == "paper"
     ]
     far = [
         (result.benchmark, METHODS[result.method].label)
         for result in literal
         for ours, theirs in zip(
             (result.acc, result.bwt),
-            paper.numbers(result.setting, result.method),
+            paper.numbers(paper.setting_of(result), result.method),
             strict=True,
         )
         if tables.is_far(ours, theirs)

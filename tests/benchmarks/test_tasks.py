@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import data, pixels, tasks
+from benchmarks import data
+from benchmarks.data import pixels, tasks
 
 
 def dataset(shape=(4, 5), num_classes=6, per_class=8, **fields):

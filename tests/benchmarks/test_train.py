@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 import rgo_jax
-from benchmarks import experiment, presets, train
-from benchmarks.layers import HEADS
+from benchmarks import presets
 from benchmarks.methods import METHODS
-from benchmarks.networks import ARCHITECTURES, Architecture
+from benchmarks.networks.architectures import ARCHITECTURES, Architecture
+from benchmarks.networks.layers import HEADS
+from benchmarks.run import checks, train
+from benchmarks.run import problem as problems
 
 
 def small(method="rgo", **changes):
@@ -67,7 +69,7 @@ def test_splits_by_class_are_learned(digits, network, monkeypatch):
     config = presets.config(
         "split-digits", network=network, num_tasks=5, epochs=epochs, learning_rate=0.03
     )
-    config = experiment.fitted(config, digits)
+    config = checks.limit_examples(config, digits)
     run = train.run(config, METHODS["rgo"], digits, seeds=range(1))
     assert (np.diagonal(run.r[0]) > 0.75).all()  # two classes: 0.5 is chance
     assert run.train.mean() > 0.8
@@ -121,9 +123,9 @@ def test_smoothed_labels_by_hand():
     logits, labels = np.array([[2.0, -1.0, 0.5, 0.0]]), np.array([2])
     log_softmax = logits - np.log(np.sum(np.exp(logits)))
     targets = np.array([[0.05, 0.05, 0.85, 0.05]])
-    plain = experiment.cross_entropies(jnp.asarray(logits), jnp.asarray(labels))
+    plain = problems.cross_entropies(jnp.asarray(logits), jnp.asarray(labels))
     np.testing.assert_allclose(plain, -log_softmax[:, 2], rtol=1e-6)
-    smoothed = experiment.cross_entropies(jnp.asarray(logits), jnp.asarray(labels), smoothing=0.2)
+    smoothed = problems.cross_entropies(jnp.asarray(logits), jnp.asarray(labels), smoothing=0.2)
     np.testing.assert_allclose(smoothed, -np.sum(targets * log_softmax, axis=1), rtol=1e-6)
 
 
@@ -144,4 +146,4 @@ def test_sizes_that_do_not_fit(digits):
         train.run(small(examples_per_task=2000), METHODS["sgd"], digits, range(1))
     with pytest.raises(ValueError, match="--batch-size is 400, but a task has 300"):
         train.run(small(batch_size=400), METHODS["sgd"], digits, range(1))
-    assert experiment.fitted(small(examples_per_task=2000), digits).examples_per_task == 1297
+    assert checks.limit_examples(small(examples_per_task=2000), digits).examples_per_task == 1297

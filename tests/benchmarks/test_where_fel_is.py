@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 import rgo_jax
-from benchmarks import experiment, presets, tasks
+from benchmarks import presets
+from benchmarks.data import tasks
 from benchmarks.methods import METHODS
-from benchmarks.networks import ResNet18
+from benchmarks.networks.architectures import ResNet18
+from benchmarks.run import problem as problems
 from rgo_jax import linen
 from tests.benchmarks.small_networks import CONVS, KEY, examples, network_of, params_of
 
@@ -36,7 +38,7 @@ def test_fel_is_the_experiments_to_choose(digits):
         config = presets.config("split-digits", network="lenet-5", **changes)
         sequence = tasks.SEQUENCES["split"](digits, config.num_tasks)
         key = jax.random.key(0)
-        problem = experiment.make_problem(config, METHODS["rgo"], sequence, "digits", key)
+        problem = problems.make_problem(config, METHODS["rgo"], sequence, "digits", key)
         x = jax.random.normal(jax.random.key(1), (2, *sequence.input_shape))
         params = problem.init(jax.random.key(2))
         return [np.asarray(problem.logits(params, x, jnp.int32(task))) for task in (0, 1)]

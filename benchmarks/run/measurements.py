@@ -1,0 +1,42 @@
+"""What a run measures, as one value from the training loop to the tables."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Measurements(NamedTuple):
+    """What has been measured of a run so far.
+
+    Attributes:
+      r: float64 ``[num_seeds, num_tasks, num_tasks]``: accuracy (0 to 1) on task k after task t;
+        NaN where k > t, for tasks to come, and where a seed diverged.
+      train: float64 ``[num_seeds, num_tasks]``: accuracy on each task's training examples after
+        the last task; NaN until then.
+      losses: float64 ``[num_seeds, num_tasks]``: mean training loss over each task.
+      task_seconds: float64 ``[num_tasks]``: wall time to train, consolidate and evaluate, all seeds
+        together.
+      compile_seconds: wall time to compile the programs that serve every task.
+    """
+
+    r: np.ndarray
+    train: np.ndarray
+    losses: np.ndarray
+    task_seconds: np.ndarray
+    compile_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all together."""
+        return self.compile_seconds + float(self.task_seconds.sum())
+
+
+def nothing(num_seeds: int, num_tasks: int) -> Measurements:
+    """Those of a run before its first task."""
+    return Measurements(
+        r=np.full((num_seeds, num_tasks, num_tasks), np.nan),
+        train=np.full((num_seeds, num_tasks), np.nan),
+        losses=np.zeros((num_seeds, num_tasks)),
+        task_seconds=np.zeros(num_tasks),
+        compile_seconds=0.0,
+    )

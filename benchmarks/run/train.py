@@ -1,0 +1,105 @@
+"""Training through a task sequence: what is done in which order, and what is measured."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from benchmarks.data import Dataset
+from benchmarks.methods import MethodSpec
+from benchmarks.presets import Config
+from benchmarks.run import checks, experiment
+from benchmarks.run.measurements import Measurements, nothing
+from benchmarks.run.programs import Programs, compile_programs
+
+
+class Progress(NamedTuple):
+    """How far a run is, and what it needs to go on.
+
+    Attributes:
+      tasks_done: how many tasks are finished.
+      measured: so far.
+      state: the method's, with seeds on the leading axis of each array.
+    """
+
+    tasks_done: int
+    measured: Measurements
+    state: Any
+
+
+class Observer:
+    """Looks on while a run goes by; its methods do nothing unless overridden."""
+
+    def on_piece(self, task_id: int, fraction: float) -> None:
+        """So much of a task's training is done."""
+
+    def on_task(self, progress: Progress) -> None:
+        """A task is finished. The arrays of the state are not to be kept: they will be reused."""
+
+
+def run(
+    config: Config,
+    spec: MethodSpec,
+    dataset: Dataset,
+    seeds: Sequence[int],
+    observer: Observer | None = None,
+    resume: Callable[[Progress], Progress] | None = None,
+) -> Measurements:
+    """Trains a model for each seed through the task sequence and measures R.
+
+    Args:
+      config: the experiment.
+      spec: the method.
+      dataset: its data; with ``config.validation``, `Dataset.validation` of it.
+      seeds: integers, one for each model; each gives the same numbers whatever the others.
+      observer: is told of what happens.
+      resume: to go on with an earlier run of the same experiment: from the progress of a fresh one,
+        which tells shapes and devices, to that run's latest.
+
+    Returns:
+      The `Measurements`.
+
+    Raises:
+      ValueError: as `checks.check`.
+    """
+    checks.check(config, spec, dataset, len(seeds))
+    one_seed = experiment.functions(config, spec, dataset)
+    programs = compile_programs(one_seed, config, dataset, seeds)
+    progress = Progress(0, nothing(len(seeds), config.num_tasks), programs.init())
+    if resume is not None:
+        progress = resume(progress)
+    # Of a run that goes on, what compiling took before is part of it.
+    compile_seconds = progress.measured.compile_seconds + programs.compile_seconds
+    progress = progress._replace(
+        measured=progress.measured._replace(compile_seconds=compile_seconds)
+    )
+    observer = observer or Observer()
+    while progress.tasks_done < config.num_tasks:
+        progress = _next_task(progress, programs, spec.single_task, observer)
+        observer.on_task(progress)
+    return progress.measured
+
+
+def _next_task(
+    before: Progress, programs: Programs, single_task: bool, observer: Observer
+) -> Progress:
+    started = time.perf_counter()
+    task_id, measured = before.tasks_done, jax.tree.map(np.copy, before.measured)
+    r, train, losses, task_seconds, _ = measured
+    state, epochs = programs.start(before.state, task_id)
+    for piece in range(programs.num_pieces):
+        state, loss = programs.steps(state, epochs, task_id, piece)
+        losses[:, task_id] += loss / programs.num_pieces
+        observer.on_piece(task_id, (piece + 1) / programs.num_pieces)
+    state = programs.end(state, epochs, task_id)
+    if single_task:
+        # Models of earlier tasks are kept as they were, so their accuracies stand.
+        r[:, task_id, :task_id] = r[:, task_id - 1, :task_id]
+    learned = [task_id] if single_task else list(range(task_id + 1))
+    r[:, task_id, learned] = programs.accuracy["test"](state, learned)
+    if single_task or task_id == len(task_seconds) - 1:
+        train[:, learned] = programs.accuracy["train"](state, learned)
+    task_seconds[task_id] = time.perf_counter() - started
+    return Progress(task_id + 1, measured, state)
