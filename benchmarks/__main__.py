@@ -19,7 +19,7 @@ from benchmarks.perf import page as perf
 from benchmarks.presets import ablation
 from benchmarks.report import figures, listing, pages
 from benchmarks.run import checks, command_line, dry_run, experiment, results
-from benchmarks.run.jobs import Job, reserved
+from benchmarks.run.jobs import Job, lock_jobs
 from benchmarks.run.provenance import num_cores, provenance
 
 _RESULTS = Path("benchmarks") / "results"
@@ -111,7 +111,7 @@ def _run(arguments: argparse.Namespace, command: str, console: Console) -> None:
         for name in dict.fromkeys(arguments.benchmarks or default)
     }
     every = [job for benchmark_jobs in jobs.values() for job in benchmark_jobs]
-    with reserved(every, arguments.resume):
+    with lock_jobs(every, arguments.resume):
         for benchmark_jobs in jobs.values():
             finished = []
             for job in benchmark_jobs:

@@ -7,38 +7,38 @@ mnist=(permuted-mnist rotated-mnist)
 out=(--out benchmarks/results)
 
 # What the paper ran itself, in the authors' setting, and under other heads.
-python -m benchmarks "${mnist[@]}" --methods rgo,rgo-2,sgd,stl "${out[@]}"
+python -m benchmarks run "${mnist[@]}" --methods rgo,rgo-2,sgd,stl "${out[@]}"
 for head in frozen per_task; do
-  python -m benchmarks "${mnist[@]}" --methods rgo,rgo-2 --head "$head" "${out[@]}"
+  python -m benchmarks run "${mnist[@]}" --methods rgo,rgo-2 --head "$head" "${out[@]}"
 done
-python -m benchmarks "${mnist[@]}" --methods rgo,stl --preset recommended "${out[@]}"
+python -m benchmarks run "${mnist[@]}" --methods rgo,stl --preset recommended "${out[@]}"
 # The baselines, in the setting of the harness, as they are and with feature encoding layers.
 baselines=ewc,ewc-textbook,a-gem,er-ring,los,gpm,sgp,owm,owm-online
 for head in shared per_task; do
-  python -m benchmarks "${mnist[@]}" --methods "$baselines" --head "$head" "${out[@]}"
-  python -m benchmarks "${mnist[@]}" --methods "$baselines" --head "$head" --fel "${out[@]}"
+  python -m benchmarks run "${mnist[@]}" --methods "$baselines" --head "$head" "${out[@]}"
+  python -m benchmarks run "${mnist[@]}" --methods "$baselines" --head "$head" --fel "${out[@]}"
 done
 # One choice of the authors' program changed at a time.
-python -m benchmarks ablation "${mnist[@]}" "${out[@]}"
-python -m benchmarks permuted-digits rotated-digits --methods rgo,rgo-2,sgd,stl "${out[@]}"
+python -m benchmarks run --ablation "${mnist[@]}" "${out[@]}"
+python -m benchmarks run permuted-digits rotated-digits --methods rgo,rgo-2,sgd,stl "${out[@]}"
 python -m benchmarks report benchmarks/results
-python -m benchmarks.perf --out benchmarks/results/perf-cpu.md
+python -m benchmarks perf --out benchmarks/results/perf-cpu.md
 
 # What the preset "recommended" was chosen on: held-out training images, never the test images.
 validation=(--methods rgo --seeds 2 --preset recommended --validation)
 validation+=(--out benchmarks/results/validation)
-python -m benchmarks "${mnist[@]}" "${validation[@]}"
-python -m benchmarks "${mnist[@]}" --alpha 0.03 "${validation[@]}"
-python -m benchmarks permuted-mnist --alpha 0.01 "${validation[@]}"
-python -m benchmarks permuted-mnist --no-protect-biases "${validation[@]}"
-python -m benchmarks permuted-mnist --no-protect-biases --columns mean --alpha 0.0015 \
+python -m benchmarks run "${mnist[@]}" "${validation[@]}"
+python -m benchmarks run "${mnist[@]}" --alpha 0.03 "${validation[@]}"
+python -m benchmarks run permuted-mnist --alpha 0.01 "${validation[@]}"
+python -m benchmarks run permuted-mnist --no-protect-biases "${validation[@]}"
+python -m benchmarks run permuted-mnist --no-protect-biases --columns mean --alpha 0.0015 \
   "${validation[@]}"
-python -m benchmarks rotated-mnist --learning-rate 0.3 "${validation[@]}"
-python -m benchmarks rotated-mnist --columns mean --alpha 0.3 "${validation[@]}"
+python -m benchmarks run rotated-mnist --learning-rate 0.3 "${validation[@]}"
+python -m benchmarks run rotated-mnist --columns mean --alpha 0.3 "${validation[@]}"
 uniform=(--initial-values uniform --columns mean)
-python -m benchmarks "${mnist[@]}" "${uniform[@]}" --alpha 0.3 "${validation[@]}"
+python -m benchmarks run "${mnist[@]}" "${uniform[@]}" --alpha 0.3 "${validation[@]}"
 for alpha in 0.01 0.03; do
-  python -m benchmarks "${mnist[@]}" "${uniform[@]}" --no-fel-on-input --alpha "$alpha" \
+  python -m benchmarks run "${mnist[@]}" "${uniform[@]}" --no-fel-on-input --alpha "$alpha" \
     "${validation[@]}"
 done
 python -m benchmarks report benchmarks/results/validation

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def reading(path: Path | str, problem: str, remedy: str) -> Iterator[None]:
+def explain_errors(path: Path | str, problem: str, remedy: str) -> Iterator[None]:
     """Turns any exception of the block into an error that names the file.
 
     What the readers of damaged files raise cannot be listed: beside what they document they raise

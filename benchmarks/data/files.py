@@ -20,7 +20,7 @@ _TEMPORARY = ".benchmarks-"
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside ``path``, which takes its place when the block has ended well.
 
     The folder is made if need be. When the block raises, the temporary file is removed; when it is
@@ -43,7 +43,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def exclusive_lock(path: Path) -> Iterator[None]:
     """Lets one process in at a time. The lock file is there as long as the block lasts.
 
     The system frees the lock of a process that ends, however it ends. The folder is made if need

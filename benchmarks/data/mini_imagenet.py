@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.data.borders import check_file, reading
+from benchmarks.data.borders import check_file, explain_errors
 from benchmarks.data.tfds_source import folder_of
 
 _SPLITS = ("train", "val", "test")
@@ -157,7 +157,7 @@ def _find_folders(directory: Path, form: Form) -> dict[str, list[Path]]:
 
 
 def _visible(folder: Path) -> list[Path]:
-    with reading(folder, "not a readable folder", "Allow yourself to read it."):
+    with explain_errors(folder, "not a readable folder", "Allow yourself to read it."):
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
@@ -167,7 +167,7 @@ def _read_image(path: Path, form: Form) -> np.ndarray:
     problem = f"not a readable JPEG or PNG of {form.size} x {form.size} pixels"
     remedy = "Get it anew; or scale all images first, by one method: results depend on it."
     # Other formats are not tried: Pillow hands some of them to other programs.
-    with reading(path, problem, remedy), Image.open(path, formats=("JPEG", "PNG")) as image:
+    with explain_errors(path, problem, remedy), Image.open(path, formats=("JPEG", "PNG")) as image:
         width, height = image.size
         if (width, height) != (form.size, form.size):
             raise ValueError(f"it is {width} pixels wide and {height} high")

@@ -9,7 +9,7 @@ from typing import IO
 
 import numpy as np
 
-from benchmarks.data.borders import check_file, reading
+from benchmarks.data.borders import check_file, explain_errors
 from benchmarks.data.limits import check_memory
 
 # What numpy.savez and numpy.savez_compressed write. To open others can take gigabytes.
@@ -39,7 +39,7 @@ def read(
     """
     check_file(path, "an .npz file of arrays")
     border = partial(
-        reading,
+        explain_errors,
         path,
         "not a readable .npz file of plain arrays",
         f"Write it with numpy.savez(path, {', '.join(f'{name}=...' for name in required)}).",

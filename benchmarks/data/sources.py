@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.data import mini_imagenet, npz, tfds_source
 from benchmarks.data.checks import check_superclasses, to_fields
 from benchmarks.data.dataset import Dataset
-from benchmarks.data.files import replacing
+from benchmarks.data.files import atomic_write
 
 NAMES = ("digits", "mnist", "cifar100", "mini-imagenet")
 _REQUIRED = ("x_train", "y_train", "x_test", "y_test")
@@ -91,7 +91,7 @@ def _load_tfds(name: str, data_dir: str | None) -> Dataset:
             )
         return arrays
 
-    return _cached(name, f"{name}-{source.version}", decode)
+    return _load_cached(name, f"{name}-{source.version}", decode)
 
 
 def _ordered_by_content(read: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -119,17 +119,17 @@ def _superclasses(name: str, fine: np.ndarray, coarse: np.ndarray) -> np.ndarray
 
 def _load_mini_imagenet(data_dir: str | None) -> Dataset:
     source = mini_imagenet.open_source(data_dir)
-    return _cached("mini-imagenet", f"mini-imagenet-{source.fingerprint()}", source.read)
+    return _load_cached("mini-imagenet", f"mini-imagenet-{source.fingerprint()}", source.read)
 
 
-def _cached(name: str, key: str, decode: Callable[[], dict[str, np.ndarray]]) -> Dataset:
+def _load_cached(name: str, key: str, decode: Callable[[], dict[str, np.ndarray]]) -> Dataset:
     cache = cache_dir() / f"{key}.npz"
     # Absent; or cut short by an earlier kill, and decoded anew.
     with contextlib.suppress(ValueError, FileNotFoundError):
         return Dataset(name, **to_fields(cache, npz.read(cache, _REQUIRED, _OPTIONAL)))
     arrays = decode()
     try:
-        with replacing(cache) as temporary:
+        with atomic_write(cache) as temporary:
             np.savez(temporary, **arrays)  # type: ignore[arg-type]
     except OSError as error:
         raise ValueError(

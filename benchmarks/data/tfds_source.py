@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.data.borders import reading
+from benchmarks.data.borders import explain_errors
 from benchmarks.data.limits import check_memory
 
 _CONNECT_SECONDS = 5
 _PREPARE_AGAIN = "Delete the folder and run again: the dataset is then prepared anew."
 _reading = partial(
-    reading, problem="not a readable dataset of tensorflow-datasets", remedy=_PREPARE_AGAIN
+    explain_errors, problem="not a readable dataset of tensorflow-datasets", remedy=_PREPARE_AGAIN
 )
 
 
@@ -143,7 +143,7 @@ def _prepare(tfds: Any, name: str, data_dir: str | None, target: Path) -> None:
         ) from error
     # A URL whose checksum TFDS does not know is an error, not taken on trust.
     config = tfds.download.DownloadConfig(force_checksums_validation=True)
-    with reading(
+    with explain_errors(
         target,
         f"{name} cannot be prepared there",
         "Free space on the disk, or choose another --data-dir, and run again.",
@@ -264,7 +264,10 @@ def read_tar(path: Path, members: Sequence[str]) -> list[bytes]:
     """
     contents = []
     problem = f"not a readable .tar.gz with {', '.join(members)}"
-    with reading(path, problem, "Delete it and run again."), tarfile.open(path, "r:gz") as archive:
+    with (
+        explain_errors(path, problem, "Delete it and run again."),
+        tarfile.open(path, "r:gz") as archive,
+    ):
         for member in members:
             opened = archive.extractfile(member)
             if opened is None:
@@ -281,7 +284,7 @@ def read_idx(path: Path) -> np.ndarray:
       ValueError: the file is not in that format.
     """
     problem = "not a readable .gz of an idx file"
-    with reading(path, problem, "Delete it and run again."), gzip.open(path) as file:
+    with explain_errors(path, problem, "Delete it and run again."), gzip.open(path) as file:
         start = file.read(4)
         if len(start) < 4 or start[:3] != b"\x00\x00\x08":
             raise ValueError(f"it begins with {start!r}, not with the header of an array of bytes")

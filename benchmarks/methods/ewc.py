@@ -107,14 +107,14 @@ def ewc(problem: Problem, hyper: Ewc | None = None) -> Method:
         return RunningFisher(zeros, jax.tree.map(jnp.zeros_like, params), jnp.int32(0))
 
     def observe(fisher: RunningFisher, grads: Any) -> RunningFisher:
-        return observed(fisher, grads, hyper.decay, hyper.every)
+        return update_fisher(fisher, grads, hyper.decay, hyper.every)
 
     def end_task(state: EwcState, task: Task) -> EwcState:
         del task
         average, squares, steps = state.fisher
         # Squares that have not made it into the average are dropped, as in the harness.
         fresh = RunningFisher(average, jax.tree.map(jnp.zeros_like, squares), jnp.zeros_like(steps))
-        penalty = Penalty(state.params, normalised(average))
+        penalty = Penalty(state.params, normalize_fisher(average))
         return state._replace(penalty=penalty, fisher=fresh)
 
     method = _elastic(problem, hyper.strength, init, observe)
@@ -139,13 +139,13 @@ def ewc_textbook(problem: Problem, hyper: EwcTextbook | None = None) -> Method:
         fisher = fisher_information(
             problem, state.params, task, task.batches[: hyper.batches], state.fisher
         )
-        return state._replace(penalty=accumulated(state.penalty, state.params, fisher))
+        return state._replace(penalty=add_task(state.penalty, state.params, fisher))
 
     method = _elastic(problem, hyper.strength / 2, lambda params, key: key, lambda key, grads: key)
     return method._replace(start_task=start_task, end_task=end_task)
 
 
-def observed(fisher: RunningFisher, grads: Any, decay: float, every: int) -> RunningFisher:
+def update_fisher(fisher: RunningFisher, grads: Any, decay: float, every: int) -> RunningFisher:
     """A running average after one more step with these gradients."""
     steps = fisher.steps + 1
     # The harness updates the average before it adds the squares of the same step.
@@ -164,7 +164,7 @@ def observed(fisher: RunningFisher, grads: Any, decay: float, every: int) -> Run
     )
 
 
-def normalised(fisher: Any) -> Any:
+def normalize_fisher(fisher: Any) -> Any:
     """Scaled to [0, 1] by the smallest and the largest entry of the whole tree."""
     low = jax.tree.reduce(jnp.minimum, jax.tree.map(jnp.min, fisher))
     high = jax.tree.reduce(jnp.maximum, jax.tree.map(jnp.max, fisher))
@@ -208,7 +208,7 @@ def fisher_information(
     return jax.tree.map(lambda t: t / batches.size, total)
 
 
-def accumulated(penalty: Penalty, params: Any, fisher: Any) -> Penalty:
+def add_task(penalty: Penalty, params: Any, fisher: Any) -> Penalty:
     """The old penalty plus ``sum fisher * (theta - params)^2``, as one, but for a constant.
 
     A sum of parabolas is a parabola around the mean of their minima, weighted by their strengths.

@@ -149,13 +149,13 @@ def gpm_update(
     """
 
     def extend(threshold: jax.typing.ArrayLike, *trees: Any) -> Any:
-        return jax.tree.map(partial(_extended, threshold=threshold, scale=scale), *trees)
+        return jax.tree.map(partial(_extend, threshold=threshold, scale=scale), *trees)
 
     extended = jax.tree.map(extend, thresholds, state.bases, state.importance, inputs)
     return GpmState(*jax.tree.transpose(jax.tree.structure(inputs), None, extended))
 
 
-def _extended(
+def _extend(
     bases: jax.Array,
     importance: jax.Array,
     inputs: jax.Array,

@@ -17,7 +17,7 @@ import optax
 
 from benchmarks.data.tasks import Task
 from benchmarks.methods.base import Batch, Method, Problem, nothing_to_end
-from benchmarks.methods.replay import Ring, empty_ring, remembering
+from benchmarks.methods.replay import Ring, empty_ring, store
 from benchmarks.methods.stiefel import stiefel_sgd
 from benchmarks.networks.initializers import orthogonal
 from rgo_jax._lapack import in_turn_on_cpu
@@ -123,7 +123,7 @@ def los(problem: Problem, hyper: Los | None = None) -> Method:
             grads = jax.tree.map(
                 lambda g, p: (g + p) / (task.id + 1), grads, jax.grad(past_loss)(state.params)
             )
-            ring = remembering(ring, batch, task.id)
+            ring = store(ring, batch, task.id)
         updates, opt_state = optimizer.update(
             grads, state.opt_state, state.params, num_examples=num_examples
         )

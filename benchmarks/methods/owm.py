@@ -50,7 +50,7 @@ def owm(problem: Problem, hyper: Owm | None = None) -> Method:
         def fold_batch(memory: Any, batch: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
             indices, alpha = batch
             x, _ = task.load(indices)
-            return _folded(problem, memory, params, x, task.id, alpha), None
+            return _fold(problem, memory, params, x, task.id, alpha), None
 
         memory, _ = jax.lax.scan(fold_batch, memory, (task.batches, alphas))
         return _symmetric(memory)
@@ -76,7 +76,7 @@ def owm_online(problem: Problem, hyper: Owm | None = None) -> Method:
         x, _ = batch
         done = optax.tree.get(state.opt_state, "count") % problem.steps_per_task
         alpha = hyper.alpha * hyper.decay ** (done / problem.steps_per_task)
-        memory = _folded(problem, state.memory, state.params, x, task.id, alpha)
+        memory = _fold(problem, state.memory, state.params, x, task.id, alpha)
         return method.step(state._replace(memory=memory, projections=memory), batch, task)
 
     return method._replace(step=step)
@@ -86,7 +86,7 @@ def _identities(dims: Any) -> Any:
     return jax.tree.map(jnp.eye, dims)
 
 
-def _folded(
+def _fold(
     problem: Problem, memory: Any, params: Any, x: jax.Array, task_id: jax.Array, alpha: jax.Array
 ) -> Any:
     """Each layer's P with a batch's mean inputs in it."""

@@ -78,7 +78,7 @@ def a_gem(problem: Problem, hyper: Replay | None = None) -> Method:
             return total / jnp.maximum(jnp.sum(drawn.weight), 1)
 
         loss, grads = loss_and_grads(problem, params, batch, task_id)
-        return loss, agreeing(grads, jax.grad(replayed_loss)(params))
+        return loss, project_to_agree(grads, jax.grad(replayed_loss)(params))
 
     return _replay_method(problem, hyper or Replay(), loss_and_direction)
 
@@ -107,7 +107,7 @@ def er_ring(problem: Problem, hyper: Replay | None = None) -> Method:
     return _replay_method(problem, hyper or Replay(), loss_and_direction)
 
 
-def agreeing(grads: Any, reference: Any) -> Any:
+def project_to_agree(grads: Any, reference: Any) -> Any:
     """A-GEM's projection: the nearest direction whose product with the reference is not negative.
 
     Args:
@@ -129,7 +129,7 @@ def empty_ring(problem: Problem) -> Ring:
     return Ring(jnp.zeros((*shape, *problem.input_shape)), jnp.zeros(shape, bool))
 
 
-def remembering(ring: Ring, batch: Batch, task_id: jax.Array) -> Ring:
+def store(ring: Ring, batch: Batch, task_id: jax.Array) -> Ring:
     """A ring that has seen a batch: of each class in it, the last example replaces the old one."""
     x, y = batch
     is_class = jax.nn.one_hot(y, ring.filled.shape[1], dtype=bool)
@@ -189,7 +189,7 @@ def _replay_method(
         loss, direction = loss_and_direction(state.params, batch, drawn, task.id)
         updates, opt_state = optimizer.update(direction, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return ReplayState(params, opt_state, remembering(state.ring, batch, task.id), key), loss
+        return ReplayState(params, opt_state, store(state.ring, batch, task.id), key), loss
 
     def logits(state: ReplayState, x: jax.Array, task_id: jax.Array) -> jax.Array:
         return problem.logits(state.params, x, task_id)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 import rgo_jax
 import rgo_jax.linen
-from benchmarks.perf.timing import Program, compiled, interleaved
+from benchmarks.perf.timing import Program, compile_program, time_in_turns
 
 
 def measure_consolidation(dims: Sequence[int], rounds: int, count: int = 1000) -> list[Any]:
@@ -40,11 +40,11 @@ def measure_consolidation(dims: Sequence[int], rounds: int, count: int = 1000) -
 
         called()
         programs = [
-            compiled(fold, state, vectors),
+            compile_program(fold, state, vectors),
             Program(called, 0.0, 0.0),
-            compiled(scanned, state, vectors[:few]),
+            compile_program(scanned, state, vectors[:few]),
         ]
-        block, calls, scan = interleaved(programs, rounds)
+        block, calls, scan = time_in_turns(programs, rounds)
         calls, scan = calls * count / few, scan * count / few
         rows.append(
             {
@@ -86,10 +86,10 @@ def measure_tasks(
                 state = fold(state, jax.random.key(task))
             done = count
             programs = [
-                compiled(fold, state, jax.random.key(count)),
-                compiled(lambda s, p, tx=tx: tx.update(p, s), state, params),
+                compile_program(fold, state, jax.random.key(count)),
+                compile_program(lambda s, p, tx=tx: tx.update(p, s), state, params),
             ]
-            consolidation, update = interleaved(programs, rounds)
+            consolidation, update = time_in_turns(programs, rounds)
             projection = state[0].projection
             rows.append(
                 {

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 import rgo_jax
 import rgo_jax.linen
-from benchmarks.perf.timing import compiled, interleaved
+from benchmarks.perf.timing import compile_program, time_in_turns
 from benchmarks.perf.training import random_batches
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -41,11 +41,11 @@ def measure_convolutions(rounds: int, batch_size: int = 10, steps: int = 3) -> l
 
             models = jax.tree.map(lambda p: jnp.stack([p] * 5), variables)
             programs += [
-                compiled(gradient, variables, x[0]),
-                compiled(scanned, variables, x),
-                compiled(jax.vmap(gradient, in_axes=(0, None)), models, x[0]),
+                compile_program(gradient, variables, x[0]),
+                compile_program(scanned, variables, x),
+                compile_program(jax.vmap(gradient, in_axes=(0, None)), models, x[0]),
             ]
-        milliseconds = [1e3 * seconds for seconds in interleaved(programs, rounds)]
+        milliseconds = [1e3 * seconds for seconds in time_in_turns(programs, rounds)]
         for name, (alone, scan, five) in {
             "flax": milliseconds[:3],
             "rgo_jax": milliseconds[3:],
@@ -63,10 +63,10 @@ def measure_device(rounds: int) -> dict[str, float]:
     """What a plain float32 matrix product and a copy reach on this device."""
     a = jax.random.normal(jax.random.key(0), (2304, 2304))
     big = jnp.zeros(2**26)
-    product, copy = interleaved(
+    product, copy = time_in_turns(
         [
-            compiled(lambda a: jnp.matmul(a, a, precision=_HIGHEST), a),
-            compiled(lambda b: b + 1, big),
+            compile_program(lambda a: jnp.matmul(a, a, precision=_HIGHEST), a),
+            compile_program(lambda b: b + 1, big),
         ],
         rounds,
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.data.files import replacing
+from benchmarks.data.files import atomic_write
 from benchmarks.methods.base import check_choice
 from benchmarks.networks.architectures import ARCHITECTURES
 from benchmarks.perf.consolidation import measure_consolidation, measure_tasks
@@ -74,6 +74,6 @@ def run(arguments: argparse.Namespace, command: str, console: Console) -> None:
         ),
     }
     text = markdown(sections, provenance(command))
-    with replacing(arguments.out) as temporary:
+    with atomic_write(arguments.out) as temporary:
         temporary.write_text(text)
     console.print(text, highlight=False)

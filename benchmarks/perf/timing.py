@@ -22,7 +22,7 @@ class Program(NamedTuple):
     compile_seconds: float
 
 
-def compiled(function: Callable[..., Any], *args: Any) -> Program:
+def compile_program(function: Callable[..., Any], *args: Any) -> Program:
     """Compiles a function for these arguments and runs it once."""
     started = time.perf_counter()
     executable = jax.jit(function).lower(*args).compile()
@@ -37,7 +37,7 @@ def compiled(function: Callable[..., Any], *args: Any) -> Program:
     return program
 
 
-def interleaved(programs: Sequence[Program], rounds: int) -> list[float]:
+def time_in_turns(programs: Sequence[Program], rounds: int) -> list[float]:
     """The median seconds of each program, taking turns so that all see the same machine."""
     times: list[list[float]] = [[] for _ in programs]
     for _ in range(rounds):

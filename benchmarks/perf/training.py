@@ -11,7 +11,7 @@ import optax
 import rgo_jax
 import rgo_jax.linen
 from benchmarks.networks.architectures import ARCHITECTURES
-from benchmarks.perf.timing import Program, compiled, interleaved
+from benchmarks.perf.timing import Program, compile_program, time_in_turns
 
 NETWORKS = ("mlp", "lenet-5", "alexnet-6", "vgg-11", "resnet-18")
 # How many steps one timed program takes; 3 for the wider networks.
@@ -57,7 +57,7 @@ def step_programs(name: str, batch_size: int, steps: int) -> list[Program]:
     params = network.init(jax.random.key(2), data[0][0], 0)["params"]
     sgd, rgo = optax.sgd(1e-3), rgo_jax.rgo(1e-3)
     return [
-        compiled(partial(train, network, tx, fused), params, tx.init(params), data)
+        compile_program(partial(train, network, tx, fused), params, tx.init(params), data)
         for tx, fused in ((sgd, False), (rgo, False), (rgo, True))
     ]
 
@@ -73,7 +73,7 @@ def measure_steps(names: Sequence[str], batch_sizes: Sequence[int], rounds: int)
         for batch_size in batch_sizes:
             steps = STEPS.get(name, 3)
             programs = step_programs(name, batch_size, steps)
-            sgd, plain, fused = (t / steps for t in interleaved(programs, rounds))
+            sgd, plain, fused = (t / steps for t in time_in_turns(programs, rounds))
             rows.append(
                 {
                     "network": name,
@@ -107,8 +107,8 @@ def measure_seeds(rounds: int, seeds: int = 5, steps: int = 100) -> list[Any]:
 
     carries = jax.vmap(init)(jax.random.split(jax.random.key(2), seeds))
     programs = [
-        compiled(partial(jax.lax.map, run), carries),
-        compiled(jax.vmap(run), carries),
+        compile_program(partial(jax.lax.map, run), carries),
+        compile_program(jax.vmap(run), carries),
     ]
-    one_by_one, at_once = (1e3 * t / steps for t in interleaved(programs, rounds))
+    one_by_one, at_once = (1e3 * t / steps for t in time_in_turns(programs, rounds))
     return [{"seeds": seeds, "lax.map ms": one_by_one, "vmap ms": at_once}]

@@ -48,7 +48,7 @@ def accuracy(title: str, results: Sequence[Result], path: Path) -> dict[Path, by
         round_, style = divmod(variants.index(result.variant), len(_STYLES))
         _curve(axes, result, _STYLES[style], label, round_)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, handlelength=3.5)
-    return _rendered(fig, path)
+    return _render(fig, path)
 
 
 def figure_1(results: Sequence[Result], path: Path) -> dict[Path, bytes]:
@@ -82,7 +82,7 @@ def figure_1(results: Sequence[Result], path: Path) -> dict[Path, bytes]:
             label = METHODS[result.method].label
             lines[label] = _curve(axes, result, "-", label)
     fig.legend(lines.values(), lines.keys(), loc="outside right upper", frameon=False)
-    return _rendered(fig, path)
+    return _render(fig, path)
 
 
 def _divergence(result: Result) -> str:
@@ -111,7 +111,7 @@ def _curve(axes: Any, result: Result, style: str, label: str, round_: int = 0) -
     return line
 
 
-def _rendered(fig: Figure, path: Path) -> dict[Path, bytes]:
+def _render(fig: Figure, path: Path) -> dict[Path, bytes]:
     files = {}
     # Without a date or random ids the same results give the same files.
     with mpl.rc_context({"svg.hashsalt": "rgo_jax"}):

@@ -8,7 +8,7 @@ from benchmarks.run.measurements import Measurements
 from benchmarks.run.results import Result
 
 
-def merged(results: Sequence[Result]) -> list[Result]:
+def merge(results: Sequence[Result]) -> list[Result]:
     """The same with one result in place of those that differ in nothing but their seeds.
 
     So an experiment may be run in parts, a few seeds on each machine. Results that share a seed
@@ -23,7 +23,7 @@ def merged(results: Sequence[Result]) -> list[Result]:
                 break
         else:
             groups.append([result])
-    return [group[0] if len(group) == 1 else _joined(group) for group in groups]
+    return [group[0] if len(group) == 1 else _concatenate(group) for group in groups]
 
 
 def _may_join(one: Result, other: Result) -> bool:
@@ -32,7 +32,7 @@ def _may_join(one: Result, other: Result) -> bool:
     return same and set(one.seeds).isdisjoint(other.seeds)
 
 
-def _joined(parts: Sequence[Result]) -> Result:
+def _concatenate(parts: Sequence[Result]) -> Result:
     parts = sorted(parts, key=lambda part: part.seeds)
     measured = [part.measured for part in parts]
     devices = dict.fromkeys(part.provenance["device"] for part in parts)

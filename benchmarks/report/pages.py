@@ -8,12 +8,12 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from benchmarks.data.files import replacing
+from benchmarks.data.files import atomic_write
 from benchmarks.methods import METHODS
 from benchmarks.networks.layers import HEADS
 from benchmarks.presets import PRESETS, PROTOCOL_FIELDS
 from benchmarks.report import ablation, figures, heads, markup, paper, tables
-from benchmarks.report.merging import merged
+from benchmarks.report.merging import merge
 from benchmarks.run.results import Result
 
 _COLUMNS = (
@@ -65,7 +65,7 @@ def markdown(results: Sequence[Result], drawn: dict[str, str], see_also: str = "
       see_also: markdown that follows the introduction.
     """
     lines = [_INTRODUCTION + see_also]
-    whole = sorted(merged(results), key=_order)
+    whole = sorted(merge(results), key=_order)
     for benchmark in _benchmarks(whole):
         of_benchmark = [result for result in whole if result.benchmark == benchmark]
         lines += [f"## {benchmark}", ""]
@@ -96,7 +96,7 @@ def write(results: Sequence[Result], folder: Path) -> Path:
       ValueError: as `replace_all`.
     """
     files = sorted(results, key=_order)
-    results = sorted(merged(files), key=_order)
+    results = sorted(merge(files), key=_order)
     rendered: dict[Path, bytes] = {}
     drawn = {}
     for benchmark in _benchmarks(results):
@@ -138,7 +138,7 @@ def replace_all(files: Mapping[Path, bytes]) -> None:
             for path, content in files.items():
                 if path.is_dir():
                     raise IsADirectoryError("a folder has its name")
-                stack.enter_context(replacing(path)).write_bytes(content)
+                stack.enter_context(atomic_write(path)).write_bytes(content)
     except OSError as error:
         raise ValueError(
             f"{path}: cannot be written ({error.strerror or error}). Make room for it and its "

@@ -78,9 +78,9 @@ def papers_tables(results: Sequence[Result], figure: str | None = None) -> str:
       results: those there are.
       figure: the path of Figure 1, if it has been drawn.
     """
-    table_1 = [[*_compared(row), *_origin(row.result)] for row in _rows(paper.TABLE_1, results)]
+    table_1 = [[*_comparison(row), *_origin(row.result)] for row in _rows(paper.TABLE_1, results)]
     table_3 = [
-        [*_compared(row), *_gap(row.result), *_origin(row.result)]
+        [*_comparison(row), *_gap(row.result), *_origin(row.result)]
         for row in _rows(paper.TABLE_3, results)
     ]
     lines = [
@@ -148,7 +148,7 @@ def _rows(
     return rows
 
 
-def _compared(row: _Row) -> list[str]:
+def _comparison(row: _Row) -> list[str]:
     measured: list[np.ndarray | None] = [None, None]
     if row.result is not None:
         bwt = None if METHODS[row.method].single_task else row.result.bwt

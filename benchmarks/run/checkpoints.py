@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import presets
-from benchmarks.data.files import digest, replacing
+from benchmarks.data.files import atomic_write, digest
 from benchmarks.run.measurements import Measurements
 from benchmarks.run.train import Progress
 
@@ -64,9 +64,9 @@ class Checkpoints:
         content = {"about": np.array(json.dumps(about))}
         content |= {name: np.asarray(x) for name, x in progress.measured._asdict().items()}
         num_seeds = len(progress.measured.r)
-        content |= {name: _raw(leaf)[:num_seeds] for name, leaf in _named(progress.state)}
+        content |= {name: _raw(leaf)[:num_seeds] for name, leaf in _leaves_by_name(progress.state)}
         written = _digest(content)
-        with replacing(self.path) as temporary:
+        with atomic_write(self.path) as temporary:
             with temporary.open("wb") as file:
                 np.savez(file, **content, digest=np.array(written))  # type: ignore[arg-type]
             if not _holds(temporary, written):
@@ -84,11 +84,11 @@ class Checkpoints:
         content = self._read()
         about = json.loads(content["about"].item())
         self._check(about["experiment"])
-        names = [name for name, _ in _named(fresh.state)]
+        names = [name for name, _ in _leaves_by_name(fresh.state)]
         try:
             state = jax.tree.unflatten(
                 jax.tree.structure(fresh.state),
-                [_placed(content[name], leaf) for name, leaf in _named(fresh.state)],
+                [_place(content[name], leaf) for name, leaf in _leaves_by_name(fresh.state)],
             )
         except (KeyError, ValueError) as error:
             kept = sorted(name for name in content if name.startswith("state"))
@@ -136,7 +136,7 @@ class Checkpoints:
                 )
 
 
-def _named(state: Any) -> list[tuple[str, Any]]:
+def _leaves_by_name(state: Any) -> list[tuple[str, Any]]:
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return [(f"state{jax.tree_util.keystr(path)}", leaf) for path, leaf in leaves]
 
@@ -149,7 +149,7 @@ def _raw(leaf: jax.Array) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
-def _placed(saved: np.ndarray, fresh: jax.Array) -> jax.Array:
+def _place(saved: np.ndarray, fresh: jax.Array) -> jax.Array:
     """What was saved of each seed, on the devices of ``fresh``, which may have more doubles."""
     doubles = np.repeat(saved[-1:], len(fresh) - len(saved), axis=0)
     whole: Any = np.concatenate([saved, doubles])

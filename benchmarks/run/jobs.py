@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks import data, presets
-from benchmarks.data.files import locked
+from benchmarks.data.files import exclusive_lock
 from benchmarks.methods import METHODS
 from benchmarks.run import experiment, provenance, results, train
 from benchmarks.run.checkpoints import Checkpoints
@@ -128,7 +128,7 @@ class Job(NamedTuple):
             measured=measured,
             memory_bytes=experiment.memory_bytes(self.config, spec, self.dataset),
             data=self.dataset.fingerprint(),
-            provenance=provenance.combined(checkpoints.origins),
+            provenance=provenance.merge_origins(checkpoints.origins),
         )
         results.save(result, self.out)
         checkpoints.discard()
@@ -136,7 +136,7 @@ class Job(NamedTuple):
 
 
 @contextlib.contextmanager
-def reserved(jobs: Sequence[Job], resume: bool) -> Iterator[None]:
+def lock_jobs(jobs: Sequence[Job], resume: bool) -> Iterator[None]:
     """Keeps other processes from these runs, after finding out that all of them can be saved.
 
     Args:
@@ -152,7 +152,7 @@ def reserved(jobs: Sequence[Job], resume: bool) -> Iterator[None]:
                 job.out.mkdir(parents=True, exist_ok=True)
                 # Its longest name: one that is too long is found out here.
                 lock = job.path.with_name(f".{job.checkpoint_path.name}.lock")
-                stack.enter_context(locked(lock))
+                stack.enter_context(exclusive_lock(lock))
             except OSError as error:
                 raise ValueError(
                     f"--out is {job.out}: {error}. Choose a folder that can be written to."

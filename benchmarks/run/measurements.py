@@ -31,7 +31,7 @@ class Measurements(NamedTuple):
         return self.compile_seconds + float(self.task_seconds.sum())
 
 
-def nothing(num_seeds: int, num_tasks: int) -> Measurements:
+def no_measurements(num_seeds: int, num_tasks: int) -> Measurements:
     """Those of a run before its first task."""
     return Measurements(
         r=np.full((num_seeds, num_tasks, num_tasks), np.nan),

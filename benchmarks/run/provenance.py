@@ -29,7 +29,7 @@ def provenance(command: str) -> dict[str, Any]:
     }
 
 
-def combined(origins: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def merge_origins(origins: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The provenance of a run that was resumed: the last one's, and all before that differ."""
 
     def decisive(origin: dict[str, Any]) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 import rgo_jax
-from benchmarks.data.files import replacing
+from benchmarks.data.files import atomic_write
 from benchmarks.presets.configuration import Config
 from benchmarks.run import json_input, result_schema
 from benchmarks.run.measurements import Measurements
@@ -125,21 +125,21 @@ def save(result: Result, folder: Path) -> Path:
     content: dict[str, Any] = {"format": result_schema.FORMAT} | result._asdict()
     content["config"] = dataclasses.asdict(result.config)
     for name, value in content.pop("measured")._asdict().items():
-        content[name] = _rounded(value)
+        content[name] = _rounded_lists(value)
     # A line for each field, so that a change reads well in a diff.
     lines = ",\n".join(
         f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in content.items()
     )
     path = folder / result.benchmark / result.file_name
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(f"{{\n{lines}\n}}\n")
     return path
 
 
-def _rounded(values: Any) -> Any:
+def _rounded_lists(values: Any) -> Any:
     """Arrays as lists, with null for what is no finite number."""
     if np.ndim(values):
-        return [_rounded(each) for each in values]
+        return [_rounded_lists(each) for each in values]
     return round(float(values), 6) if np.isfinite(values) else None
 
 
@@ -176,7 +176,7 @@ def load_all(folder: Path) -> list[Result]:
             for below in (sorted(folder.iterdir()) if folder.is_dir() else [])
             if below.is_dir()
             for path in sorted(below.iterdir())
-            # Not what a kill has left behind of `replacing`, whose names begin with a dot.
+            # Not what a kill has left behind of `atomic_write`, whose names begin with a dot.
             if path.suffix == ".json" and not path.name.startswith(".")
         ]
     except OSError as error:

@@ -11,7 +11,7 @@ from benchmarks.data import Dataset
 from benchmarks.methods import MethodSpec
 from benchmarks.presets import Config
 from benchmarks.run import checks, experiment
-from benchmarks.run.measurements import Measurements, nothing
+from benchmarks.run.measurements import Measurements, no_measurements
 from benchmarks.run.programs import Programs, compile_programs
 
 
@@ -67,7 +67,7 @@ def run(
     checks.check(config, spec, dataset, len(seeds))
     one_seed = experiment.functions(config, spec, dataset)
     programs = compile_programs(one_seed, config, dataset, seeds)
-    progress = Progress(0, nothing(len(seeds), config.num_tasks), programs.init())
+    progress = Progress(0, no_measurements(len(seeds), config.num_tasks), programs.init())
     if resume is not None:
         progress = resume(progress)
     # Of a run that goes on, what compiling took before is part of it.

@@ -23,7 +23,7 @@ from rich.console import Console
 from benchmarks import data, presets
 from benchmarks.methods import METHODS
 from benchmarks.run import checkpoints, experiment, jobs, results, train
-from benchmarks.run.measurements import nothing
+from benchmarks.run.measurements import no_measurements
 
 KILLED = 137
 ORIGIN = {"commit": "c", "versions": {}, "device": "d", "command": "c", "date": "d"}
@@ -87,7 +87,7 @@ def learn(config, spec, dataset, seeds, observer, resume):
     num_seeds, num_tasks = len(seeds), config.num_tasks
     progress = train.Progress(
         tasks_done=0,
-        measured=nothing(num_seeds, num_tasks),
+        measured=no_measurements(num_seeds, num_tasks),
         state={"w": np.arange(num_seeds * 500.0).reshape(num_seeds, -1)},
     )
     if resume is not None:
@@ -115,7 +115,7 @@ def job_in(out):
 def command(out, resume):
     """What the command line does with a run."""
     job, console = job_in(out), Console(file=io.StringIO())
-    with jobs.reserved([job], resume):
+    with jobs.lock_jobs([job], resume):
         if not resume or job.finished(console) is None:
             job.run(resume, console)
 

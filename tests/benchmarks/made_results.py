@@ -12,7 +12,9 @@ from benchmarks.run.measurements import Measurements
 ORIGIN = {"command": "c", "commit": "x" * 40, "versions": {}, "device": "d", "date": ""}
 
 
-def made(method, acc, benchmark="split-cifar100", preset="paper", seeds=3, train=100, **changes):
+def make_result(
+    method, acc, benchmark="split-cifar100", preset="paper", seeds=3, train=100, **changes
+):
     """A result that forgets nothing; with each seed ACC is one percent more."""
     config = presets.config(benchmark, method=METHODS[method], **changes)
     tasks = config.num_tasks
@@ -35,7 +37,7 @@ def made(method, acc, benchmark="split-cifar100", preset="paper", seeds=3, train
     )
 
 
-def diverging(result, seeds, task=0):
+def diverge(result, seeds, task=0):
     """The same, but some seeds (by their place) are lost from a task on."""
     r, train, losses = (each.copy() for each in result.measured[:3])
     r[seeds, task:] = losses[seeds, task:] = train[seeds] = np.nan

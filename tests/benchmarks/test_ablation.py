@@ -12,7 +12,7 @@ from benchmarks.presets import ablation
 from benchmarks.presets.ablation import BENCHMARKS, CHANGES, METHODS_ABLATED, Change
 from benchmarks.report.ablation import markdown
 from benchmarks.run import results
-from benchmarks.run.measurements import nothing
+from benchmarks.run.measurements import no_measurements
 from tests.benchmarks.made_results import ORIGIN
 
 TINY = {"num_tasks": 2, "examples_per_task": 100, "epochs": 1}
@@ -110,7 +110,7 @@ def test_a_change_that_the_preset_has_already_is_not_run_again(two_changes, tmp_
 
     def run(job, *args):
         runs.append((job.method, job.changes, job.config.options["alpha"]))
-        return made([90], method=job.method, benchmark="permuted-digits", **job.changes)
+        return make_result([90], method=job.method, benchmark="permuted-digits", **job.changes)
 
     monkeypatch.setattr(cli.Job, "run", run)
     argv = ["run", "--ablation", "permuted-digits", "--seeds", "1", "--out", str(tmp_path)]
@@ -129,7 +129,7 @@ def test_a_change_that_the_preset_has_already_is_not_run_again(two_changes, tmp_
     ]
 
 
-def made(accs, seeds=None, method="rgo", benchmark="permuted-mnist", **changes):
+def make_result(accs, seeds=None, method="rgo", benchmark="permuted-mnist", **changes):
     """A result with such an ACC, in percent, of each seed, and a BWT of -1."""
     num_seeds = len(accs)
     r = np.array([[[a / 100 + 0.01, np.nan], [a / 100, a / 100]] for a in accs])
@@ -138,7 +138,7 @@ def made(accs, seeds=None, method="rgo", benchmark="permuted-mnist", **changes):
         config=presets.config(benchmark, method=METHODS[method], **changes),
         changes=changes,
         seeds=list(range(num_seeds) if seeds is None else seeds),
-        measured=nothing(num_seeds, 2)._replace(r=r),
+        measured=no_measurements(num_seeds, 2)._replace(r=r),
         memory_bytes=1,
         data="d",
         provenance=ORIGIN,
@@ -151,36 +151,39 @@ def cells(found, label):
 
 
 def test_differences_are_of_the_same_seeds():
-    whole = made([90, 92, 94])
-    clear = made([89, 91, 93.1], alpha=1.0)
+    whole = make_result([90, 92, 94])
+    clear = make_result([89, 91, 93.1], alpha=1.0)
     (cell,) = cells([whole, clear], "alpha = 1")
     assert cell == "91.03 ± 2.05 / -1.00 ± 0.00 (**-0.97**)"
     assert cells([whole, clear], "*the paper*") == ["91.15 / -2.05"]
     # Not clear, though each by itself is far from the mean.
-    (cell,) = cells([whole, made([91, 91, 94.3], alpha=1.0)], "alpha = 1")
+    (cell,) = cells([whole, make_result([91, 91, 94.3], alpha=1.0)], "alpha = 1")
     assert cell.endswith("(+0.10)")
     # Only the seeds of both count: 92 against 91 and 94 against 93.
-    (cell,) = cells([whole, made([91, 93], seeds=[1, 2], alpha=1.0)], "alpha = 1")
+    (cell,) = cells([whole, make_result([91, 93], seeds=[1, 2], alpha=1.0)], "alpha = 1")
     assert cell.endswith("(**-1.00**)")
-    (cell,) = cells([whole, made([91], seeds=[2], alpha=1.0)], "alpha = 1")
+    (cell,) = cells([whole, make_result([91], seeds=[2], alpha=1.0)], "alpha = 1")
     assert cell.endswith("(-3.00)")  # one seed is never clear
-    (cell,) = cells([whole, made([91], seeds=[7], alpha=1.0)], "alpha = 1")
+    (cell,) = cells([whole, make_result([91], seeds=[7], alpha=1.0)], "alpha = 1")
     assert cell == "91.00 / -1.00"
 
 
 def test_only_single_changes_of_the_preset_paper_are_in_the_table():
-    whole, changed = made([90, 91]), made([80, 81], columns="sum")
+    whole, changed = make_result([90, 91]), make_result([80, 81], columns="sum")
     assert cells([whole, changed], "the sum of the columns, not their mean")[0].startswith("80.50")
     for other in (
         changed._replace(config=dataclasses.replace(changed.config, preset="recommended")),
-        made([80, 81], columns="sum", num_tasks=5),
-        made([80, 81], alpha=7.0),
-        made([80, 81], method="sgd"),
+        make_result([80, 81], columns="sum", num_tasks=5),
+        make_result([80, 81], alpha=7.0),
+        make_result([80, 81], method="sgd"),
     ):
         assert markdown([whole, other]) == ""
     assert markdown([]) == ""
     # Two changes at once are one of the list, where it has them.
-    both = made([70, 71], columns="sum", alpha=1.0)
+    both = make_result([70, 71], columns="sum", alpha=1.0)
     assert cells([whole, changed, both], "the sum, and alpha = 1")[0].startswith("70.50")
     # The result of the most seeds stands for others.
-    assert cells([whole, changed, made([10], columns="sum")], "the sum of the c")[0][:5] == "80.50"
+    assert (
+        cells([whole, changed, make_result([10], columns="sum")], "the sum of the c")[0][:5]
+        == "80.50"
+    )

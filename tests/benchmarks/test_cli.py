@@ -20,7 +20,7 @@ from benchmarks.networks.architectures import ARCHITECTURES
 from benchmarks.report import merging
 from benchmarks.report import pages as report
 from benchmarks.run import jobs, provenance, results
-from tests.benchmarks.made_results import made
+from tests.benchmarks.made_results import make_result
 from tests.benchmarks.problems import QUICK
 
 
@@ -70,7 +70,7 @@ def test_seeds_run_apart_are_reported_as_one_result(folder, tmp_path):
         assert cli.main(argv) == 0
     parts = results.load_all(tmp_path)
     assert [part.file_name.split("_")[-1] for part in parts] == ["seeds=1-1.json", "seeds=1.json"]
-    (joined,) = merging.merged(parts)
+    (joined,) = merging.merge(parts)
     for ours, theirs in zip(joined.measured[:3], whole.measured[:3], strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert joined.seeds == [0, 1]
@@ -176,7 +176,7 @@ def test_report(folder, capsys):
 
 
 def test_report_sets_the_papers_numbers_beside_ours():
-    result = made("rgo", 90, "permuted-mnist", seeds=2, head="frozen")
+    result = make_result("rgo", 90, "permuted-mnist", seeds=2, head="frozen")
     text = report.markdown([result], {"permuted-mnist": "f.png"})
     assert (
         "| RGO | paper | frozen | 2 | 90.50 ± 0.71 | 91.15 | -0.65 | 0.00 ± 0.00 | -2.05 | +2.05 "

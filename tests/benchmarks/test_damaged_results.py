@@ -13,7 +13,7 @@ from benchmarks import __main__ as cli
 from benchmarks.report import figures
 from benchmarks.report import pages as report
 from benchmarks.run import json_input, results
-from tests.benchmarks.made_results import ORIGIN, diverging, made
+from tests.benchmarks.made_results import ORIGIN, diverge, make_result
 
 QUICK = {"num_tasks": 3}
 
@@ -21,12 +21,12 @@ QUICK = {"num_tasks": 3}
 @pytest.fixture(scope="module")
 def whole():
     """Of each file by its path: a result with every field, and one that diverged."""
-    rgo = made("rgo", 80, "permuted-digits", train=90, seeds=2, alpha=0.5, **QUICK)
+    rgo = make_result("rgo", 80, "permuted-digits", train=90, seeds=2, alpha=0.5, **QUICK)
     origin = ORIGIN | {"versions": {"jax": "1"}}
     rgo = rgo._replace(
         provenance=origin | {"before_resuming": [origin]},
     )
-    sgd = diverging(made("sgd", 50, "rotated-digits", seeds=2, train=60, **QUICK), [0], task=1)
+    sgd = diverge(make_result("sgd", 50, "rotated-digits", seeds=2, train=60, **QUICK), [0], task=1)
     return rgo, sgd
 
 

@@ -144,7 +144,7 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setenv("RGO_JAX_CACHE", str(tmp_path / "file"))
     decoded = {"x_train": np.zeros((2**20, 3), np.uint8)}
     with pytest.raises(ValueError, match=r"file/key\.npz: cannot.*Set RGO_JAX_CACHE.*3 MiB"):
-        sources._cached("name", "key", lambda: decoded)
+        sources._load_cached("name", "key", lambda: decoded)
 
 
 def test_unknown_name():

@@ -10,7 +10,7 @@ from benchmarks.methods import METHODS
 from benchmarks.report import ablation, figures, heads, markup, merging, tables
 from benchmarks.report import pages as report
 from benchmarks.run import results
-from tests.benchmarks.made_results import diverging, made
+from tests.benchmarks.made_results import diverge, make_result
 
 TINY = ["--num-tasks", "2", "--examples-per-task", "50", "--epochs", "1", "--seeds", "2"]
 QUICK = {"num_tasks": 3}
@@ -51,13 +51,13 @@ def test_a_diverged_run_says_so(tmp_path, capsys, method):
 
 
 def test_seeds_that_learned_are_not_averaged_with_those_that_did_not():
-    whole = made("rgo", 80, "permuted-mnist", train=90, **QUICK)
-    part = diverging(whole, [1], task=1)
+    whole = make_result("rgo", 80, "permuted-mnist", train=90, **QUICK)
+    part = diverge(whole, [1], task=1)
     assert part.diverged.tolist() == [False, True, False]
     np.testing.assert_array_equal(part.acc[[0, 2]], whole.acc[[0, 2]])
     assert np.isnan([part.acc[1], part.bwt[1], part.train_acc[1]]).all()
     assert markup.mean_and_spread(part.acc) == "1 of 3 diverged"
-    assert markup.mean_and_spread(diverging(whole, [0, 1, 2]).acc) == "diverged"
+    assert markup.mean_and_spread(diverge(whole, [0, 1, 2]).acc) == "diverged"
     assert markup.difference(part.acc, 90.0) == "-"
     assert not tables.is_far(part.acc, 10.0)
     # What had been learned before is known.
@@ -66,19 +66,19 @@ def test_seeds_that_learned_are_not_averaged_with_those_that_did_not():
     (told,) = report.divergences([whole, part])
     assert told.startswith("permuted-mnist, rgo: seed 1 diverged: the loss")
     # In one result with others, too.
-    later = made("rgo", 80, "permuted-mnist", **QUICK)._replace(seeds=[3, 4, 5])
-    (joined,) = merging.merged([part, later])
+    later = make_result("rgo", 80, "permuted-mnist", **QUICK)._replace(seeds=[3, 4, 5])
+    (joined,) = merging.merge([part, later])
     assert joined.diverged.tolist() == [False, True, False, False, False, False]
 
 
 def test_a_loss_that_was_infinite_for_a_while_is_no_result():
-    result = made("sgd", 50, "permuted-digits", seeds=1, **QUICK)
+    result = make_result("sgd", 50, "permuted-digits", seeds=1, **QUICK)
     losses = np.array([[1.0, np.inf, 1.0]])
     assert result._replace(measured=result.measured._replace(losses=losses)).diverged.all()
 
 
 def test_what_a_diverged_run_is_saved_as_is_read_as_the_same(tmp_path):
-    part = diverging(made("rgo", 80, "permuted-digits", train=90, **QUICK), [1], task=1)
+    part = diverge(make_result("rgo", 80, "permuted-digits", train=90, **QUICK), [1], task=1)
     found = results.load(results.save(part, tmp_path))
     for name in ("r", "losses", "train"):
         np.testing.assert_allclose(
@@ -92,34 +92,40 @@ def line(text, *words):
 
 
 def test_tables_tell_it():
-    stl, rgo = made("stl", 75, train=80), made("rgo", 80, train=90)
-    for found in ([diverging(rgo, [0, 1, 2]), stl], [rgo, diverging(stl, [0, 1, 2])]):
+    stl, rgo = make_result("stl", 75, train=80), make_result("rgo", 80, train=90)
+    for found in ([diverge(rgo, [0, 1, 2]), stl], [rgo, diverge(stl, [0, 1, 2])]):
         text = tables.papers_tables(found)
         gain = line(text.split("## Table 2")[1], "split-cifar100", "lenet-5-no-pool", "RGO")
         assert "| +6.02 | diverged | - |" in gain
         assert "nan" not in text
-    row = line(tables.papers_tables([diverging(rgo, [1])]).split("## Table 3")[1], "RGO", "lenet-5")
+    row = line(tables.papers_tables([diverge(rgo, [1])]).split("## Table 3")[1], "RGO", "lenet-5")
     assert "| 81.03 | 1 of 3 diverged | - | -0.99 | 1 of 3 diverged | - | 1 of 3 diverged |" in row
 
-    mnist = [made("rgo", 80, "permuted-mnist"), made("rgo", 70, "permuted-mnist", alpha=1.0)]
+    mnist = [
+        make_result("rgo", 80, "permuted-mnist"),
+        make_result("rgo", 70, "permuted-mnist", alpha=1.0),
+    ]
     for found, cell in (
-        ([mnist[0], diverging(mnist[1], [0])], "1 of 3 diverged"),
-        ([diverging(mnist[0], [0]), mnist[1]], "71.00 ± 1.00 / 0.00 ± 0.00"),
+        ([mnist[0], diverge(mnist[1], [0])], "1 of 3 diverged"),
+        ([diverge(mnist[0], [0]), mnist[1]], "71.00 ± 1.00 / 0.00 ± 0.00"),
     ):
         assert f"| alpha = 1, as in the paper's text | {cell} |" in ablation.markdown(found)
 
-    ways = [made("gpm", 60, "permuted-mnist"), made("gpm", 65, "permuted-mnist", fel=True)]
-    text = heads.markdown([ways[0], diverging(ways[1], [0, 1, 2])])
+    ways = [
+        make_result("gpm", 60, "permuted-mnist"),
+        make_result("gpm", 65, "permuted-mnist", fel=True),
+    ]
+    text = heads.markdown([ways[0], diverge(ways[1], [0, 1, 2])])
     assert "| 61.00 ± 1.00 / 0.00 | diverged |" in text
 
 
 def test_figures_end_where_it_diverged(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(figures, "_rendered", lambda fig, path: drawn.append(fig) or {})
-    whole = made("rgo", 80, "permuted-mnist")
+    monkeypatch.setattr(figures, "_render", lambda fig, path: drawn.append(fig) or {})
+    whole = make_result("rgo", 80, "permuted-mnist")
     found = [
-        diverging(whole, [1], task=5),
-        diverging(made("sgd", 50, "permuted-mnist"), [0, 1, 2]),
+        diverge(whole, [1], task=5),
+        diverge(make_result("sgd", 50, "permuted-mnist"), [0, 1, 2]),
     ]
     figures.accuracy("permuted-mnist", found, tmp_path / "accuracy")
     figures.figure_1(found, tmp_path / "figure-1")
@@ -135,11 +141,13 @@ def test_figures_end_where_it_diverged(tmp_path, monkeypatch):
 
 def test_figure_1_has_a_panel_for_what_has_been_run(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(figures, "_rendered", lambda fig, path: drawn.append(fig) or {path: b"."})
-    assert figures.figure_1([made("rgo", 80)], tmp_path / "figure-1") == {}  # none of Table 1
+    monkeypatch.setattr(figures, "_render", lambda fig, path: drawn.append(fig) or {path: b"."})
+    assert (
+        figures.figure_1([make_result("rgo", 80)], tmp_path / "figure-1") == {}
+    )  # none of Table 1
     assert not drawn
-    found = [made("rgo", 90, "permuted-mnist"), made("sgd", 40, "rotated-mnist")]
-    found.append(made("rgo", 70, protocol="table-1"))
+    found = [make_result("rgo", 90, "permuted-mnist"), make_result("sgd", 40, "rotated-mnist")]
+    found.append(make_result("rgo", 70, protocol="table-1"))
     for count in (1, 2, 3):
         assert figures.figure_1(found[:count], tmp_path / "figure-1")
         titles = [axes.get_title() for axes in drawn[-1].axes]

@@ -11,15 +11,15 @@ from tests.benchmarks.problems import RATE, cross_entropy_grad, linear_problem, 
 def test_ewc_running_fisher_by_hand():
     fisher = ewc.RunningFisher(jnp.zeros(2), jnp.zeros(2), jnp.int32(0))
     for grad in ([1.0, 0.0], [2.0, 1.0], [3.0, 0.0], [4.0, 0.0]):
-        fisher = ewc.observed(fisher, jnp.array(grad), decay=0.9, every=2)
+        fisher = ewc.update_fisher(fisher, jnp.array(grad), decay=0.9, every=2)
     # Updated before steps 2 and 4, with the squares of step 1, then of steps 2 and 3.
     first = 0.9 * np.array([1, 0]) / 2
     np.testing.assert_allclose(fisher.average, 0.1 * first + 0.9 * np.array([4 + 9, 1]) / 2)
     np.testing.assert_allclose(fisher.squares, [16, 0])
-    scaled = ewc.normalised({"a": jnp.array([1.0, 3.0]), "b": jnp.array([2.0, 5.0])})
+    scaled = ewc.normalize_fisher({"a": jnp.array([1.0, 3.0]), "b": jnp.array([2.0, 5.0])})
     np.testing.assert_allclose(scaled["a"], [0, 0.5])
     np.testing.assert_allclose(scaled["b"], [0.25, 1])
-    np.testing.assert_array_equal(ewc.normalised({"a": jnp.zeros(3)})["a"], np.zeros(3))
+    np.testing.assert_array_equal(ewc.normalize_fisher({"a": jnp.zeros(3)})["a"], np.zeros(3))
 
 
 def test_ewc_penalty_by_hand():
@@ -66,8 +66,8 @@ def test_textbook_fisher_and_penalty_by_hand():
     first, second = {"w": jnp.array([[1.0, 0.0]])}, {"w": jnp.array([[2.0, 3.0]])}
     fishers = {"w": jnp.array([[0.5, 0.0]])}, {"w": jnp.array([[1.5, 2.0]])}
     zeros = jax.tree.map(jnp.zeros_like, first)
-    penalty = ewc.accumulated(ewc.Penalty(zeros, zeros), first, fishers[0])
-    penalty = ewc.accumulated(penalty, second, fishers[1])
+    penalty = ewc.add_task(ewc.Penalty(zeros, zeros), first, fishers[0])
+    penalty = ewc.add_task(penalty, second, fishers[1])
     at = {"w": jnp.array([[4.0, 4.0]])}
     grads = ewc.penalty_grads(penalty, at, strength=10 / 2)
     np.testing.assert_allclose(grads["w"], [[10 * (0.5 * 3 + 1.5 * 2), 10 * 2 * 1]], rtol=1e-6)

@@ -47,16 +47,16 @@ def other_process():
 
 def test_a_lock_lets_one_process_in_and_is_freed_by_a_kill(tmp_path, other_process):
     path = tmp_path / "folder" / "lock"
-    process, _ = other_process(f"locked(Path({str(path)!r}))")
+    process, _ = other_process(f"exclusive_lock(Path({str(path)!r}))")
     expected = rf"{path}: the same run is under way in process {process.pid} on .* since 20"
-    with pytest.raises(ValueError, match=expected), files.locked(path):
+    with pytest.raises(ValueError, match=expected), files.exclusive_lock(path):
         pass
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert path.exists()
-    with files.locked(path):
+    with files.exclusive_lock(path):
         # Within one process too.
-        with pytest.raises(ValueError, match=f"process {os.getpid()} "), files.locked(path):
+        with pytest.raises(ValueError, match=f"process {os.getpid()} "), files.exclusive_lock(path):
             pass
         assert path.exists()
     assert not path.exists()
@@ -66,12 +66,12 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not
     tmp_path, other_process
 ):
     path = tmp_path / "x.json"
-    killed, left = other_process(f"replacing(Path({str(path)!r}))")
-    _, living = other_process(f"replacing(Path({str(path)!r}))")
+    killed, left = other_process(f"atomic_write(Path({str(path)!r}))")
+    _, living = other_process(f"atomic_write(Path({str(path)!r}))")
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert {str(p) for p in tmp_path.iterdir()} == {left, living}
-    with files.replacing(path) as temporary:
+    with files.atomic_write(path) as temporary:
         assert temporary.exists()  # nobody else can have made it
         temporary.write_text("new")
     assert {str(p) for p in tmp_path.iterdir()} == {str(path), living}
@@ -82,14 +82,14 @@ def test_a_temporary_file_is_never_one_that_is_there(tmp_path, monkeypatch):
     (tmp_path / ".benchmarks-0.json").write_text("another's")
     monkeypatch.setattr(files, "_sweep", lambda folder: None)
     monkeypatch.setattr(files.secrets, "token_hex", lambda size: "0")
-    with pytest.raises(FileExistsError), files.replacing(tmp_path / "x.json"):
+    with pytest.raises(FileExistsError), files.atomic_write(tmp_path / "x.json"):
         pass
     assert (tmp_path / ".benchmarks-0.json").read_text() == "another's"
 
 
 def test_permissions_are_the_users(tmp_path):
     (tmp_path / "usual").write_text("")
-    with files.replacing(tmp_path / "replaced") as temporary:
+    with files.atomic_write(tmp_path / "replaced") as temporary:
         temporary.write_text("")
     assert (tmp_path / "replaced").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
@@ -106,11 +106,11 @@ def test_without_locks_files_are_still_replaced(tmp_path, monkeypatch, missing):
     else:
         monkeypatch.setattr(files.fcntl, "flock", flock)
     path = tmp_path / "x.json"
-    with files.replacing(path) as outer, files.replacing(path) as inner:
+    with files.atomic_write(path) as outer, files.atomic_write(path) as inner:
         outer.write_text("outer")
         inner.write_text("inner")
     assert path.read_text() == "outer"
-    with files.locked(tmp_path / "lock"), files.locked(tmp_path / "lock"):
+    with files.exclusive_lock(tmp_path / "lock"), files.exclusive_lock(tmp_path / "lock"):
         pass
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
@@ -118,7 +118,7 @@ def test_without_locks_files_are_still_replaced(tmp_path, monkeypatch, missing):
 def test_two_processes_are_not_at_one_run(tmp_path, monkeypatch, capsys, other_process):
     name = ".sgd_num_tasks=2_seeds=1.checkpoint.lock"
     lock = tmp_path / "permuted-digits" / name
-    process, _ = other_process(f"locked(Path({str(lock)!r}))")
+    process, _ = other_process(f"exclusive_lock(Path({str(lock)!r}))")
     monkeypatch.setattr(train, "run", None)
     for resume in ([], ["--resume"]):
         assert cli.main([*RUN, *resume, "--out", str(tmp_path)]) == 2

@@ -29,7 +29,7 @@ def test_a_gem_projection_by_hand(grad, reference, expected):
     def tree(v):
         return {"a": jnp.array([float(v[0])]), "b": jnp.array([[float(v[1])]])}
 
-    found = replay.agreeing(tree(grad), tree(reference))
+    found = replay.project_to_agree(tree(grad), tree(reference))
     np.testing.assert_allclose([found["a"][0], found["b"][0, 0]], expected, atol=1e-7)
 
 
@@ -40,9 +40,9 @@ def empty_ring(num_tasks=3, num_classes=4):
 
 def test_ring_keeps_the_last_example_of_each_class_and_task():
     x = jnp.arange(12.0).reshape(6, 2)
-    ring = replay.remembering(empty_ring(), (x, jnp.array([2, 0, 2, 1, 0, 2])), jnp.int32(0))
-    ring = replay.remembering(ring, (x[:1] + 100, jnp.array([1])), jnp.int32(0))
-    ring = replay.remembering(ring, (x[:2] - 50, jnp.array([3, 3])), jnp.int32(2))
+    ring = replay.store(empty_ring(), (x, jnp.array([2, 0, 2, 1, 0, 2])), jnp.int32(0))
+    ring = replay.store(ring, (x[:1] + 100, jnp.array([1])), jnp.int32(0))
+    ring = replay.store(ring, (x[:2] - 50, jnp.array([3, 3])), jnp.int32(2))
     np.testing.assert_array_equal(ring.x[0, :3], [x[4], x[0] + 100, x[5]])
     np.testing.assert_array_equal(ring.x[2, 3], x[1] - 50)
     np.testing.assert_array_equal(ring.filled, [[1, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]])
@@ -52,7 +52,7 @@ def test_draws_come_from_earlier_tasks_without_replacement():
     ring = empty_ring()
     for task in range(3):
         x = jnp.array([[10.0 * task + k, 0.0] for k in range(4)])
-        ring = replay.remembering(ring, (x, jnp.arange(4)), jnp.int32(task))
+        ring = replay.store(ring, (x, jnp.arange(4)), jnp.int32(task))
     seen = set()
     for seed in range(20):
         drawn = replay.draw(ring, jax.random.key(seed), jnp.int32(2), batch_size=5)

@@ -16,14 +16,14 @@ from benchmarks.run import results
 def test_only_seeds_of_one_experiment_are_put_together(folder):
     rgo, stl = results.load_all(folder)
     later = rgo._replace(seeds=[2, 3])
-    assert [found.seeds for found in merging.merged([later, rgo])] == [[0, 1, 2, 3]]
+    assert [found.seeds for found in merging.merge([later, rgo])] == [[0, 1, 2, 3]]
     for other in (
         rgo,  # the same seeds once more
         stl._replace(seeds=[2, 3]),
         later._replace(config=changed(rgo.config, alpha=2.0)),
         later._replace(data="other examples"),
     ):
-        assert len(merging.merged([rgo, other])) == 2
+        assert len(merging.merge([rgo, other])) == 2
 
 
 def changed(config, **options):
@@ -43,7 +43,7 @@ def test_a_field_that_a_result_lacks_has_its_default(folder, tmp_path):
     (path.parent / ".gpm.4242.json").write_text("{")
     (found,) = results.load_all(tmp_path)
     assert found.config == gpm.config
-    assert [whole.seeds for whole in merging.merged([gpm, found])] == [[0, 1, 2, 3]]
+    assert [whole.seeds for whole in merging.merge([gpm, found])] == [[0, 1, 2, 3]]
 
 
 def test_results_of_other_data_are_not_put_together(folder):
@@ -53,7 +53,7 @@ def test_results_of_other_data_are_not_put_together(folder):
         rgo._replace(seeds=[2, 3]),
         rgo._replace(data="other examples", seeds=[4, 5]),
     ]
-    assert [whole.seeds for whole in merging.merged(parts)] == [[0, 1, 2, 3], [4, 5]]
+    assert [whole.seeds for whole in merging.merge(parts)] == [[0, 1, 2, 3], [4, 5]]
 
 
 def test_results_round_trip(folder, tmp_path):

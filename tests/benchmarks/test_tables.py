@@ -10,7 +10,7 @@ from benchmarks.presets import BENCHMARKS
 from benchmarks.report import figures, heads, markup, merging, paper, tables
 from benchmarks.report import pages as report
 from benchmarks.run import results
-from tests.benchmarks.made_results import made
+from tests.benchmarks.made_results import make_result
 
 
 def rows(text, *words):
@@ -22,7 +22,7 @@ def section(text, title):
     return text.split(f"## {title}\n")[1].split("\n## ")[0]
 
 
-RESULTS = [made("rgo", 80, train=95), made("stl", 75), made("sgd", 50)]
+RESULTS = [make_result("rgo", 80, train=95), make_result("stl", 75), make_result("sgd", 50)]
 
 
 def test_what_the_paper_has_and_we_have_not_is_told():
@@ -67,7 +67,7 @@ def test_ours_stands_beside_the_papers():
 
 
 def test_methods_and_presets_that_the_paper_lacks_have_rows_of_their_own():
-    text = tables.papers_tables([*RESULTS, made("rgo", 85, preset="recommended")])
+    text = tables.papers_tables([*RESULTS, make_result("rgo", 85, preset="recommended")])
     table_3 = section(text, "Table 3")
     (row,) = rows(table_3, "SGD")
     assert row[1] == "lenet-5-no-pool"
@@ -77,7 +77,7 @@ def test_methods_and_presets_that_the_paper_lacks_have_rows_of_their_own():
 
 
 def test_stl_with_the_authors_network_stands_beside_the_papers_and_with_rgos_beside_nothing():
-    both = [made("stl", 75), made("stl", 77, network="lenet-5")]
+    both = [make_result("stl", 75), make_result("stl", 77, network="lenet-5")]
     own, ours = rows(section(tables.papers_tables(both), "Table 3"), "STL", "split-cifar100")[:2]
     assert own[1:8] == [
         "lenet-5-no-pool", "STL", "authors", "paper", "75.01", "76.00 ± 1.00", "+0.99",
@@ -91,13 +91,13 @@ def test_stl_with_the_authors_network_stands_beside_the_papers_and_with_rgos_bes
 
 
 def test_gain_over_a_model_per_task():
-    few = [made("rgo", 80, seeds=5), made("stl", 75)]
+    few = [make_result("rgo", 80, seeds=5), make_result("stl", 75)]
     # Against the same seeds; there are five of RGO and three of STL.
     (row,) = rows(section(tables.papers_tables(few), "Table 2"), "RGO", "split-cifar100")
     assert row[1:8] == [
         "lenet-5-no-pool", "RGO", "paper", "+6.02", "+5.00 ± 0.00", "**-1.02**", "3",
     ]  # fmt: skip
-    others = [made("rgo", 80), made("stl", 75)._replace(seeds=[3, 4, 5])]
+    others = [make_result("rgo", 80), make_result("stl", 75)._replace(seeds=[3, 4, 5])]
     (row,) = rows(section(tables.papers_tables(others), "Table 2"), "RGO", "split-cifar100")
     assert row[4:6] == ["+6.02", "not yet run"]
     text = section(tables.papers_tables(RESULTS), "Table 2")
@@ -106,7 +106,7 @@ def test_gain_over_a_model_per_task():
 
 
 def test_gain_over_a_model_per_task_with_the_same_network_has_no_number_of_the_papers():
-    found = [*RESULTS, made("stl", 78, network="lenet-5")]
+    found = [*RESULTS, make_result("stl", 78, network="lenet-5")]
     text = section(tables.papers_tables(found), "Table 2")
     theirs, ours = rows(text, "RGO", "split-cifar100")
     assert theirs[1:7] == [
@@ -114,13 +114,13 @@ def test_gain_over_a_model_per_task_with_the_same_network_has_no_number_of_the_p
     ]  # fmt: skip
     assert ours[1:7] == ["lenet-5", "RGO", "paper", "-", "+2.00 ± 0.00", "-"]
     # Of another method there is no number either, and it is in the table with RGO's network.
-    found = [made("sgd", 50, network="lenet-5"), *RESULTS]
+    found = [make_result("sgd", 50, network="lenet-5"), *RESULTS]
     (row,) = rows(section(tables.papers_tables(found), "Table 2"), "SGD")
     assert row[1:7] == ["lenet-5-no-pool", "SGD", "paper", "-", "-25.00 ± 0.00", "-"]
 
 
 def test_gain_names_the_devices_of_both():
-    on_gpu = made("stl", 75)
+    on_gpu = make_result("stl", 75)
     on_gpu = on_gpu._replace(provenance=on_gpu.provenance | {"device": "d; a GPU"})
     text = section(tables.papers_tables([RESULTS[0], on_gpu]), "Table 2")
     (row,) = rows(text, "RGO", "split-cifar100")
@@ -135,15 +135,15 @@ def test_figure_1_has_the_result_of_table_1(tmp_path, monkeypatch):
         "_curve",
         lambda axes, result, *style: drawn.append(result) or curve(axes, result, *style),
     )
-    monkeypatch.setattr(figures, "_rendered", lambda fig, path: {})
-    whole = made("rgo", 90, benchmark="permuted-mnist", seeds=5)
+    monkeypatch.setattr(figures, "_render", lambda fig, path: {})
+    whole = make_result("rgo", 90, benchmark="permuted-mnist", seeds=5)
     figures.figure_1([whole, whole._replace(seeds=[3])], tmp_path / "figure-1")
     assert drawn == [whole]
 
 
 def test_gain_of_a_preset_over_a_model_per_task_trained_alike():
     def recommended(method, acc, **config):
-        return made(method, acc, preset="recommended", **config)._replace(changes={})
+        return make_result(method, acc, preset="recommended", **config)._replace(changes={})
 
     def gains(*results):
         text = section(tables.papers_tables(results), "Table 2")
@@ -159,22 +159,23 @@ def test_gain_of_a_preset_over_a_model_per_task_trained_alike():
 
 @pytest.mark.parametrize("change", [{"head": "shared"}, {"num_tasks": 5}, {"fel": True}])
 def test_other_settings_have_no_place(change):
-    changed = made("rgo", 33, **change)
+    changed = make_result("rgo", 33, **change)
     assert not tables.have_a_row([changed])
     assert "34.00" not in tables.papers_tables([changed])
 
 
 def test_network_and_epochs_find_their_row():
-    other = made("rgo", 70, protocol="table-1")
+    other = make_result("rgo", 70, protocol="table-1")
     (row,) = rows(section(tables.papers_tables([other]), "Table 1"), "RGO", "resnet-18", "73.18")
     assert row[6] == "71.00 ± 1.00"
 
 
 def test_many_variants_can_be_told_apart_in_a_figure(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(figures, "_rendered", lambda fig, path: drawn.append(fig))
+    monkeypatch.setattr(figures, "_render", lambda fig, path: drawn.append(fig))
     variants = [
-        made("rgo", acc, alpha=acc, schedule="cosine", validation=True) for acc in range(1, 10)
+        make_result("rgo", acc, alpha=acc, schedule="cosine", validation=True)
+        for acc in range(1, 10)
     ]
     title = "split-$a_{$.npz"  # no mathematics
     figures.accuracy(title, variants, tmp_path / "accuracy")
@@ -241,7 +242,7 @@ def test_every_difference_from_the_paper_has_a_note():
     }
     literal = [
         result
-        for result in merging.merged(results.load_all(folder))
+        for result in merging.merge(results.load_all(folder))
         if paper.is_literal(result) and result.preset == "paper"
     ]
     far = [
@@ -275,7 +276,7 @@ def test_a_resumed_result_names_both_commits():
 
 
 def test_report_writes_tables_and_figure_1_where_there_is_a_row(tmp_path):
-    found = [*RESULTS, made("rgo", 90, "permuted-mnist")]
+    found = [*RESULTS, make_result("rgo", 90, "permuted-mnist")]
     for result in found:
         results.save(result, tmp_path)
     text = report.write(results.load_all(tmp_path), tmp_path).read_text()
@@ -289,22 +290,22 @@ def test_report_writes_tables_and_figure_1_where_there_is_a_row(tmp_path):
     assert (tmp_path / "figure-1.svg").read_text() == first
 
     own = tmp_path / "own"
-    results.save(made("rgo", 33, num_tasks=5), own)
+    results.save(make_result("rgo", 33, num_tasks=5), own)
     assert "TABLES.md" not in report.write(results.load_all(own), own).read_text()
     assert sorted(path.name for path in own.iterdir()) == ["README.md", "split-cifar100"]
 
 
 def test_rgo_2_is_rgo_without_fel_and_others_are_with_it_on_demand():
     found = [
-        made("rgo", 80, "permuted-mnist", head="shared"),
-        made("rgo", 85, "permuted-mnist", head="masked"),  # not a matter of this table
-        made("rgo-2", 70, "permuted-mnist", head="shared"),
-        made("gpm", 60, "permuted-mnist", head="shared"),
-        made("gpm", 20, "permuted-mnist", head="shared", seeds=2),  # fewer seeds
-        made("gpm", 65, "permuted-mnist", head="shared", fel=True),
-        made("gpm", 66, "permuted-mnist", head="per_task", fel=True),
-        made("gpm", 30, "permuted-mnist", head="shared", epochs=2),
-        made("sgd", 40, "permuted-mnist", head="shared"),  # nothing to compare with
+        make_result("rgo", 80, "permuted-mnist", head="shared"),
+        make_result("rgo", 85, "permuted-mnist", head="masked"),  # not a matter of this table
+        make_result("rgo-2", 70, "permuted-mnist", head="shared"),
+        make_result("gpm", 60, "permuted-mnist", head="shared"),
+        make_result("gpm", 20, "permuted-mnist", head="shared", seeds=2),  # fewer seeds
+        make_result("gpm", 65, "permuted-mnist", head="shared", fel=True),
+        make_result("gpm", 66, "permuted-mnist", head="per_task", fel=True),
+        make_result("gpm", 30, "permuted-mnist", head="shared", epochs=2),
+        make_result("sgd", 40, "permuted-mnist", head="shared"),  # nothing to compare with
     ]
     text = heads.markdown(found)
     (header,) = rows(text, "method")
