@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.data.borders import check_file, explain_errors
+from benchmarks.data.file_errors import check_file, explain_errors
 from benchmarks.data.tfds_source import folder_of
 
 _SPLITS = ("train", "val", "test")

@@ -9,7 +9,7 @@ from typing import IO
 
 import numpy as np
 
-from benchmarks.data.borders import check_file, explain_errors
+from benchmarks.data.file_errors import check_file, explain_errors
 from benchmarks.data.limits import check_memory
 
 # What numpy.savez and numpy.savez_compressed write. To open others can take gigabytes.

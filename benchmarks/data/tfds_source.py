@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.data.borders import explain_errors
+from benchmarks.data.file_errors import explain_errors
 from benchmarks.data.limits import check_memory
 
 _CONNECT_SECONDS = 5

@@ -12,7 +12,7 @@ from benchmarks.data.files import atomic_write
 from benchmarks.methods import METHODS
 from benchmarks.networks.layers import HEADS
 from benchmarks.presets import PRESETS, PROTOCOL_FIELDS
-from benchmarks.report import ablation, figures, heads, markup, paper, tables
+from benchmarks.report import ablation, figures, heads_and_fel, markup, paper, tables
 from benchmarks.report.merging import merge
 from benchmarks.run.results import Result
 
@@ -111,7 +111,7 @@ def write(results: Sequence[Result], folder: Path) -> Path:
         figure = figures.figure_1(results, folder / "figure-1")
         rendered |= figure
         text = tables.papers_tables(results, "figure-1.png" if figure else None)
-        rendered[folder / "TABLES.md"] = (text + heads.markdown(results)).encode()
+        rendered[folder / "TABLES.md"] = (text + heads_and_fel.markdown(results)).encode()
         see_also += "\nThe paper's tables, with ours beside, are in [TABLES.md](TABLES.md).\n"
     changed_one_by_one = ablation.markdown(results)
     if changed_one_by_one:

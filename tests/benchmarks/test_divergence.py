@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import __main__ as cli
 from benchmarks.methods import METHODS
-from benchmarks.report import ablation, figures, heads, markup, merging, tables
+from benchmarks.report import ablation, figures, heads_and_fel, markup, merging, tables
 from benchmarks.report import pages as report
 from benchmarks.run import results
 from tests.benchmarks.made_results import diverge, make_result
@@ -115,7 +115,7 @@ def test_tables_tell_it():
         make_result("gpm", 60, "permuted-mnist"),
         make_result("gpm", 65, "permuted-mnist", fel=True),
     ]
-    text = heads.markdown([ways[0], diverge(ways[1], [0, 1, 2])])
+    text = heads_and_fel.markdown([ways[0], diverge(ways[1], [0, 1, 2])])
     assert "| 61.00 ± 1.00 / 0.00 | diverged |" in text
 
 

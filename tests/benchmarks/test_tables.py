@@ -7,7 +7,7 @@ import pytest
 from benchmarks.methods import METHODS
 from benchmarks.networks.architectures import ARCHITECTURES
 from benchmarks.presets import BENCHMARKS
-from benchmarks.report import figures, heads, markup, merging, paper, tables
+from benchmarks.report import figures, heads_and_fel, markup, merging, paper, tables
 from benchmarks.report import pages as report
 from benchmarks.run import results
 from tests.benchmarks.made_results import make_result
@@ -307,7 +307,7 @@ def test_rgo_2_is_rgo_without_fel_and_others_are_with_it_on_demand():
         make_result("gpm", 30, "permuted-mnist", head="shared", epochs=2),
         make_result("sgd", 40, "permuted-mnist", head="shared"),  # nothing to compare with
     ]
-    text = heads.markdown(found)
+    text = heads_and_fel.markdown(found)
     (header,) = rows(text, "method")
     assert header[2:] == ["shared", "shared, FEL", "per_task", "per_task, FEL"]
     (rgo,) = rows(text, "RGO")
@@ -317,4 +317,4 @@ def test_rgo_2_is_rgo_without_fel_and_others_are_with_it_on_demand():
     assert gpm[2].endswith(" / 0.00")
     assert not rows(text, "RGO-2")
     assert not rows(text, "SGD")
-    assert heads.markdown(found[-2:]) == ""
+    assert heads_and_fel.markdown(found[-2:]) == ""
