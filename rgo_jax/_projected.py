@@ -14,8 +14,8 @@ class Projected:
 
     A pytree with one leaf, so trees of gradients can be summed, scaled and clipped by their norm.
     `rgo_jax.scale_by_rgo` does not project it again and yields a plain array; other transforms
-    that pair gradients with a state or with parameters refuse it, as they should: see "Where RGO
-    goes in a chain" in the guide.
+    that pair gradients with a state or with parameters refuse it, as they should: see
+    docs/chains.md.
 
     Attributes:
       gradient: ``P g``, of the parameter's shape and dtype, without the trace rule.
