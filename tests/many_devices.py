@@ -1,6 +1,6 @@
 """A program for `test_sharding`: two tasks on all devices of all processes; prints what it learned.
 
-The layout of docs/devices.md in full. Arguments: number of processes, this process's number, and a port.
+The layout of docs/devices.md in full. Arguments: number of processes, number of this one, a port.
 """
 
 import json

@@ -3,6 +3,7 @@
 import ast
 import pickle
 import re
+import shlex
 from pathlib import Path
 
 import jax
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
+from benchmarks.__main__ import make_parser
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -102,6 +105,14 @@ def test_layout_on_many_devices_is_that_of_the_program_that_is_tested():
     )
     program = (ROOT / "tests" / "many_devices.py").read_text()
     assert statements(layout) <= statements(program)
+
+
+def test_commands_are_understood():
+    blocks = re.findall(r"```sh\n(.*?)```", "".join(p.read_text() for p in PAGES), re.DOTALL)
+    commands = re.findall(r"python -m benchmarks (.+)", "".join(blocks))
+    assert len(commands) > 3
+    for command in commands:
+        make_parser().parse_args(shlex.split(command))  # exits if it is not
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
