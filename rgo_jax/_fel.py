@@ -81,10 +81,10 @@ def fel_encode(
 ) -> jax.Array:
     """Permutes the features of ``x`` for a task. No parameters; linear; a bijection.
 
-    The permutation depends on nothing that changes from step to step. Inside a `jax.lax.scan` over
-    the steps of a task XLA computes it once on a CPU, but again in each step on a GPU: a sort for
-    each layer. There, permute with a `fel_permutation` that was computed before the scan, as
-    `rgo_jax.linen.encodings` and the ``num_tasks`` of `rgo_jax.nnx.FeatureEncoding` do.
+    The permutation is the same in every step of a task. In a `jax.lax.scan` over the steps XLA
+    draws it once on a CPU, but in each step on a GPU, by a sort for each layer. There, give
+    `rgo_jax.linen.FeatureEncoding` or `rgo_jax.nnx.FeatureEncoding` its ``num_tasks``, or permute
+    with a `fel_permutation` that you draw before the scan.
 
     Args:
       x: array with the features on ``axis``; any dtype.
@@ -109,15 +109,24 @@ def fel_encode(
     References:
       Feature encoding layer, section 4.4. https://arxiv.org/abs/2201.12522
     """
+    permutation = fel_permutation(
+        task_id, num_features(x, axis), seed=seed, layer=layer, identity_first=identity_first
+    )
+    return _permute(x, permutation, axis)
+
+
+def num_features(x: jax.Array, axis: int) -> int:
+    """The length of ``x`` on an axis.
+
+    Raises:
+      ValueError: ``x`` has no such axis.
+    """
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"axis is {axis}, but x has shape {x.shape}.")
-    permutation = fel_permutation(
-        task_id, x.shape[axis], seed=seed, layer=layer, identity_first=identity_first
-    )
-    return permute(x, permutation, axis)
+    return x.shape[axis]
 
 
-def permute(x: jax.Array, permutation: jax.Array, axis: int) -> jax.Array:
+def _permute(x: jax.Array, permutation: jax.Array, axis: int) -> jax.Array:
     """``x`` with what is at ``permutation[i]`` moved to ``i`` on ``axis``."""
     return jnp.take(x, permutation, axis=axis, unique_indices=True, mode="clip")
 
@@ -133,12 +142,11 @@ def table(
     """The permutations of tasks 0 to ``num_tasks - 1``, int32 ``[num_tasks, n]``.
 
     Raises:
-      ValueError: ``num_tasks`` or ``n`` below 1; ``seed`` out of range.
+      ValueError: ``num_tasks`` or ``n`` below 1; ``seed`` or ``layer`` out of range.
     """
     if num_tasks < 1 or n < 1:
         raise ValueError(
-            f"Permutations are asked for of {n} features for {num_tasks} tasks; expected 1 or more "
-            "of both."
+            f"num_tasks is {num_tasks} and the number of features {n}; expected 1 or more of both."
         )
 
     def permutation(task_id: jax.Array) -> jax.Array:
@@ -148,27 +156,34 @@ def table(
 
 
 def look_up(
-    x: jax.Array, permutations: jax.Array, task_id: jax.typing.ArrayLike, *, axis: int, name: str
+    x: jax.Array,
+    permutations: jax.Array,
+    task_id: jax.typing.ArrayLike,
+    *,
+    num_tasks: int,
+    axis: int,
+    name: str,
 ) -> jax.Array:
-    """`fel_encode` by a `table` that was made before.
+    """`fel_encode` by a `table`; ``name`` is what errors call the layer.
 
     Raises:
-      ValueError: the table is for another number of features; ``task_id`` is no scalar or, as far
-        as is known, not in the table.
+      ValueError: the table has another shape; ``task_id`` is no scalar or, as far as is known, not
+        in the table.
+      TypeError: ``task_id`` is no integer.
     """
-    table = jnp.asarray(permutations)
-    n = x.shape[axis]
-    if table.ndim != 2 or table.shape[1] != n:
+    expected, found = (num_tasks, num_features(x, axis)), jnp.shape(permutations)
+    if found != expected:
         raise ValueError(
-            f"{name} is called with {n} features and has permutations of shape {table.shape}; "
-            f"expected [num_tasks, {n}]. A layer that is called with different numbers of features "
-            "or stacked by a lifted transform cannot have a table of its own: leave it out."
+            f"{name} has num_tasks={num_tasks} and is called with {expected[1]} features, but its "
+            f"table of permutations has shape {found}; expected {expected}. Make the table anew. A "
+            "layer that is called with different numbers of features can't have one: leave "
+            "num_tasks out."
         )
     _check_integer("task_id", task_id)
     # A traced task_id has no value to look at.
-    if not isinstance(task_id, jax.core.Tracer) and not 0 <= np.asarray(task_id) < len(table):
+    if not isinstance(task_id, jax.core.Tracer) and not 0 <= np.asarray(task_id) < num_tasks:
         raise ValueError(
-            f"task_id is {task_id}, but {name} has permutations for tasks 0 to {len(table) - 1}. "
-            "Make them for more tasks."
+            f"task_id is {task_id}, but {name} has permutations for tasks 0 to {num_tasks - 1}. "
+            "Raise num_tasks and make the table anew."
         )
-    return permute(x, table[task_id], axis)
+    return _permute(x, jnp.asarray(permutations)[task_id], axis)

@@ -1,4 +1,6 @@
-"""Permutations of all tasks that are drawn before a scan, for Linen and NNX."""
+"""Tables of all tasks' permutations, in Linen's collection "encodings" and NNX's Encoding."""
+
+import functools
 
 import flax.linen as nn
 import jax
@@ -11,186 +13,205 @@ import rgo_jax
 import rgo_jax.linen
 import rgo_jax.nnx
 
+TASKS = 4
+
 
 class Block(nn.Module):
+    num_tasks: int | None
     seed: jax.Array | int = 0
 
     @nn.compact
     def __call__(self, x, task_id):
-        x = nn.tanh(nn.Dense(5)(rgo_jax.linen.FeatureEncoding(3, self.seed)(x, task_id)))
+        encoding = functools.partial(
+            rgo_jax.linen.FeatureEncoding, seed=self.seed, num_tasks=self.num_tasks
+        )
+        x = nn.tanh(nn.Dense(5)(encoding(3)(x, task_id)))
         images = jnp.broadcast_to(x[:, :, None], (len(x), 5, 2))
-        return rgo_jax.linen.FeatureEncoding(4, self.seed, axis=1, name="rows")(images, task_id)
+        return encoding(4, axis=1, identity_first=True, name="rows")(images, task_id)
 
 
 class Net(nn.Module):
+    num_tasks: int | None
     seed: jax.Array | int = 0
 
     @nn.compact
     def __call__(self, x, task_id):
-        x = rgo_jax.linen.FeatureEncoding(seed=self.seed)(x, task_id)
-        return Block(self.seed, name="block")(x, task_id)
+        x = rgo_jax.linen.FeatureEncoding(seed=self.seed, num_tasks=self.num_tasks)(x, task_id)
+        return Block(self.num_tasks, self.seed, name="block")(x, task_id)
 
 
-def test_encodings_are_the_permutations_drawn_before():
-    """The same outputs and gradients for every task, and nothing left to sort in the step."""
+def test_a_table_changes_no_output():
+    """Nor any gradient; and leaves nothing to sort in the step."""
     x = jax.random.normal(jax.random.key(0), (3, 7))
-    params = Net().init(jax.random.key(1), x, 0)["params"]
 
-    def outputs(seed, params, task, collections):
-        return Net(seed).apply({"params": params} | collections, x, task)
+    def step(num_tasks, variables, seed, task):
+        def loss(params):
+            y = Net(num_tasks, seed).apply(variables | {"params": params}, x, task)
+            return jnp.sum(jnp.sin(y * jnp.arange(y.size).reshape(y.shape))), y
 
-    def both(seed):
+        return jax.grad(loss, has_aux=True)(variables["params"])
+
+    def results(seed):
         """Seed is traced, as when seeds are mapped over."""
-        encodings = rgo_jax.linen.encodings(Net(seed), params, 4, x, 0)
-        shapes = jax.tree.map(jnp.shape, encodings)
-        assert shapes == {
-            "FeatureEncoding_0": {"permutations": (4, 7)},
+        variables = Net(TASKS, seed).init(jax.random.key(1), x, 0)
+        assert jax.tree.map(jnp.shape, variables["encodings"]) == {
+            "FeatureEncoding_0": {"permutations": (TASKS, 7)},
             "block": {
-                "FeatureEncoding_0": {"permutations": (4, 7)},
-                "rows": {"permutations": (4, 5)},
+                "FeatureEncoding_0": {"permutations": (TASKS, 7)},
+                "rows": {"permutations": (TASKS, 5)},
             },
         }
-        results = []
-        for collections in ({}, {"encodings": encodings}):
+        params = {"params": variables["params"]}
+        return [
+            jax.vmap(functools.partial(step, num_tasks, given, seed))(jnp.arange(TASKS))
+            # With a table; asked for, but not given; not asked for; given, but not asked for.
+            for num_tasks, given in (
+                (TASKS, variables),
+                (TASKS, params),
+                (None, params),
+                (None, variables),
+            )
+        ]
 
-            def loss(params, task, collections=collections):
-                y = outputs(seed, params, task, collections)
-                return jnp.sum(jnp.sin(y * jnp.arange(y.size).reshape(y.shape))), y
+    looked_up, *drawn = jax.jit(jax.vmap(results))(jnp.array([0, 5]))
+    for other in drawn:
+        jax.tree.map(np.testing.assert_array_equal, other, looked_up)
+    assert len(np.unique(np.asarray(looked_up[1]), axis=1)) > 1
 
-            step = jax.vmap(jax.grad(loss, has_aux=True), in_axes=(None, 0))
-            results.append(step(params, jnp.arange(4)))
-        return results
-
-    drawn, looked_up = jax.jit(jax.vmap(both))(jnp.array([0, 5]))
-    jax.tree.map(np.testing.assert_array_equal, drawn, looked_up)
-    assert len(np.unique(np.asarray(drawn[1]), axis=1)) > 1
-
-    encodings = rgo_jax.linen.encodings(Net(), params, 4, x, 0)
-    for collections, sorts in (({}, True), ({"encodings": encodings}, False)):
-        jaxpr = jax.make_jaxpr(lambda task, c=collections: outputs(0, params, task, c))(1)
+    variables = Net(TASKS).init(jax.random.key(1), x, 0)
+    for given, sorts in (({"params": variables["params"]}, True), (variables, False)):
+        jaxpr = jax.make_jaxpr(lambda task, v=given: Net(TASKS).apply(v, x, task))(1)
         assert (" sort[" in str(jaxpr)) == sorts
 
 
-def test_encodings_that_do_not_fit():
+def test_tables_that_do_not_fit():
     x = jnp.zeros((3, 7))
-    params = Net().init(jax.random.key(1), x, 0)["params"]
-    encodings = rgo_jax.linen.encodings(Net(), params, 4, x, 0)
+    variables = Net(TASKS).init(jax.random.key(1), x, 0)
 
-    def apply(task_id):
-        return Net().apply({"params": params, "encodings": encodings}, x, task_id)
+    def apply(task_id, num_tasks=TASKS):
+        return Net(num_tasks).apply(variables, x, task_id)
 
     for task_id in (-1, 4, np.int32(4), jnp.int32(-1)):
         with pytest.raises(ValueError, match="FeatureEncoding_0 has permutations for tasks 0 to 3"):
             apply(task_id)
     with pytest.raises(ValueError, match=r"task_id has shape \(3,\)"):
         jax.jit(apply)(jnp.arange(3))
-    encodings["block"]["rows"] = {"permutations": jnp.zeros((4, 6), jnp.int32)}
-    with pytest.raises(ValueError, match=r"block/rows is called with 5 features .* \(4, 6\)"):
+    with pytest.raises(ValueError, match=r"num_tasks=5 and .* shape \(4, 7\); expected \(5, 7\)"):
+        apply(0, num_tasks=5)
+    variables["encodings"]["block"]["rows"]["permutations"] = np.zeros((4, 6), np.int32)
+    with pytest.raises(ValueError, match=r"block/rows .* with 5 features.* shape \(4, 6\)"):
         apply(0)
-    with pytest.raises(ValueError, match="for 0 tasks"):
-        rgo_jax.linen.encodings(Net(), params, 0, x, 0)
+    for num_tasks in (0, -1):
+        with pytest.raises(ValueError, match=f"num_tasks is {num_tasks} and the number of feat"):
+            Net(num_tasks).init(jax.random.key(1), x, 0)
 
 
-def test_encodings_kept_as_numpy_arrays():
-    x = jax.random.normal(jax.random.key(0), (3, 7))
-    variables = Net().init(jax.random.key(1), x, 0)
-    encodings = jax.device_get(rgo_jax.linen.encodings(Net(), variables["params"], 4, x, 0))
-    looked_up = jax.jit(lambda task: Net().apply(variables | {"encodings": encodings}, x, task))(2)
-    np.testing.assert_array_equal(looked_up, Net().apply(variables, x, 2))
+def test_layers_called_with_different_numbers_of_features_can_have_no_table():
+    class TwoWidths(nn.Module):
+        num_tasks: int | None
+
+        @nn.compact
+        def __call__(self, x, task_id):
+            encode = rgo_jax.linen.FeatureEncoding(num_tasks=self.num_tasks)
+            return encode(x, task_id)[:, :4] + encode(x[:, :4], task_id)
+
+    x = jnp.arange(12.0).reshape(2, 6)
+    with pytest.raises(ValueError, match=r"different numbers of features .* leave num_tasks out"):
+        TwoWidths(TASKS).init(jax.random.key(0), x, 0)
+    expected = rgo_jax.fel_encode(x, 2)[:, :4] + rgo_jax.fel_encode(x[:, :4], 2)
+    np.testing.assert_array_equal(TwoWidths(None).apply({}, x, 2), expected)
 
 
 class Layer(nn.Module):
+    num_tasks: int | None
     number: jax.Array | int = 1
-    seed: jax.Array | int = 0
 
     @nn.compact
     def __call__(self, x, task_id):
-        encode = rgo_jax.linen.FeatureEncoding(self.number, self.seed)
+        encode = rgo_jax.linen.FeatureEncoding(self.number, num_tasks=self.num_tasks)
         return nn.tanh(rgo_jax.linen.Dense(x.shape[-1])(encode(x, task_id)))
 
 
 class Jitted(nn.Module):
+    num_tasks: int | None
+
     @nn.compact
     def __call__(self, x, task_id):
         for _ in range(2):  # equal modules: the second is not traced
-            x = nn.jit(Layer)()(x, task_id)
+            x = nn.jit(nn.remat(Layer))(self.num_tasks)(x, task_id)
         return x
 
 
-class Computed(nn.Module):
-    """What is numbered, or seeded, inside the model."""
+class Mapped(nn.Module):
+    num_tasks: int | None
 
     @nn.compact
     def __call__(self, x, task_id):
-        x = Layer(seed=jnp.int32(x.shape[0]) + 1, name="seeded")(x, task_id)
-        x = Layer(name="plain")(x, task_id)
-        return Layer(name="plain_too")(x, task_id)
+        axes = {"params": 0, "encodings": None}
+        layers = nn.vmap(Layer, axes, split_rngs={"params": True}, in_axes=(0, None))
+        return layers(self.num_tasks)(x[:, None], task_id)
 
 
-class TwoWidths(nn.Module):
-    @nn.compact
-    def __call__(self, x, task_id):
-        encode = rgo_jax.linen.FeatureEncoding()
-        return encode(x, task_id)[:, :4] + encode(x[:, :4], task_id)
-
-
-class Stacked(nn.Module):
-    broadcast: tuple[str, ...]
-    numbered: bool = False
+class Scanned(nn.Module):
+    num_tasks: int | None
+    options: tuple = ()
+    has_own_number: bool = False
+    length: int = 3
 
     @nn.compact
     def __call__(self, x, task_id):
-        def body(layer, x, number):
-            return Layer(number if self.numbered else 1)(x, task_id), None
+        def body(_, x, number):
+            return Layer(self.num_tasks, number if self.has_own_number else 1)(x, task_id), None
 
-        stack = nn.scan(
-            body,
-            variable_axes={"params": 0},
-            variable_broadcast=self.broadcast,
-            split_rngs={"params": True},
-        )
-        return stack(self, x, jnp.arange(3))[0]
+        options = {"variable_axes": {"params": 0}} | dict(self.options)
+        stack = nn.scan(body, split_rngs={"params": True}, **options)
+        return stack(self, x, jnp.arange(self.length))[0]
+
+
+BROADCAST = (("variable_broadcast", "encodings"),)
+STACKED = (("variable_axes", {"params": 0, "encodings": 0}),)
 
 
 @pytest.mark.parametrize(
-    ("model", "tables"),
+    ("model", "shapes"),
     [
-        (Jitted(), 2),
-        (Computed(), 2),
-        (TwoWidths(), 0),
-        (Stacked(("encodings",)), 1),
-        (Stacked(()), 1),  # there, but not handed on
-        (Stacked(("encodings",), numbered=True), 0),
+        (Jitted, [(TASKS, 6)] * 2),
+        (Mapped, [(TASKS, 6)]),
+        (Scanned, []),  # the scan is not told to pass the collection on
+        (functools.partial(Scanned, options=BROADCAST), [(TASKS, 6)]),
+        (
+            functools.partial(Scanned, options=STACKED, has_own_number=True),
+            [(3, TASKS, 6)],
+        ),
+        (
+            functools.partial(Scanned, options=STACKED, has_own_number=True, length=1),
+            [(1, TASKS, 6)],
+        ),
     ],
 )
-def test_encodings_change_no_output(model, tables):
+def test_lifted_transforms(model, shapes):
     x = jax.random.normal(jax.random.key(0), (2, 6))
-    variables = model.init(jax.random.key(1), x, 0)
-    for _ in range(2):  # what was traced for the first time is not traced for the second
-        encodings = rgo_jax.linen.encodings(model, variables.get("params", {}), 4, x, 0)
-        assert len(jax.tree.leaves(encodings)) == tables
-    for task in range(4):
-        looked_up = model.apply(variables | {"encodings": encodings}, x, task)
-        np.testing.assert_array_equal(looked_up, model.apply(variables, x, task))
-
-
-def test_a_layer_by_itself_needs_no_model():
-    x = jnp.arange(5)
-    layer = rgo_jax.linen.FeatureEncoding()
-    np.testing.assert_array_equal(layer(x, 3), rgo_jax.fel_encode(x, 3))
+    variables = jax.jit(model(TASKS).init)(jax.random.key(1), x, 0)
+    assert [v.shape for v in jax.tree.leaves(variables.get("encodings"))] == shapes
+    looked_up, drawn = (jax.jit(model(num_tasks).apply) for num_tasks in (TASKS, None))
+    params = {"params": variables["params"]}
+    for task in range(TASKS):
+        expected = drawn(params, x, task)
+        np.testing.assert_allclose(looked_up(variables, x, task), expected, rtol=1e-6)
+        np.testing.assert_allclose(looked_up(params, x, task), expected, rtol=1e-6)
 
 
 class NnxNet(nnx.Module):
     def __init__(self, num_tasks=None):
-        features = (num_tasks and 6, num_tasks)
-        self.encode = rgo_jax.nnx.FeatureEncoding(1, 2, -1, *features)
+        sizes = {"num_tasks": num_tasks, "num_features": num_tasks and 6}
+        self.encode = rgo_jax.nnx.FeatureEncoding(1, 2, **sizes)
         self.dense = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
 
     def __call__(self, x, task_id):
         return self.dense(self.encode(x, task_id))
 
 
-def test_nnx_draws_before_where_it_is_told_the_number_of_tasks():
+def test_nnx_looks_up_where_it_is_told_the_number_of_tasks():
     x = jax.random.normal(jax.random.key(0), (2, 6))
     drawn, looked_up = (
         jax.jit(jax.vmap(nnx.merge(*nnx.split(NnxNet(n))), in_axes=(None, 0)))(x, jnp.arange(4))
@@ -211,5 +232,8 @@ def test_nnx_sizes_that_do_not_fit():
     for sizes in ({"num_features": 3, "num_tasks": 0}, {"num_features": 0, "num_tasks": 3}):
         with pytest.raises(ValueError, match="expected 1 or more of both"):
             rgo_jax.nnx.FeatureEncoding(**sizes)
-    with pytest.raises(ValueError, match=r"called with 5 features .* shape \(2, 3\)"):
-        rgo_jax.nnx.FeatureEncoding(num_features=3, num_tasks=2)(jnp.zeros((2, 5)), 0)
+    encode = rgo_jax.nnx.FeatureEncoding(num_features=3, num_tasks=2)
+    with pytest.raises(ValueError, match=r"called with 5 features.* shape \(2, 3\)"):
+        encode(jnp.zeros((2, 5)), 0)
+    with pytest.raises(ValueError, match=r"task_id is 2, but .* tasks 0 to 1"):
+        encode(jnp.zeros((2, 3)), 2)
