@@ -35,6 +35,7 @@ class Network(nn.Module):
       num_tasks: the length of the task sequence.
       head: a key of `benchmarks.networks.layers.HEADS`.
       fel: whether features are permuted for each task.
+      fel_table: whether the permutations of all tasks are kept in a table, ``"encodings"``.
       seed: integer of the permutations; may be traced.
       fel_on_convs: whether those that convolutions receive are permuted too.
       fel_on_input: whether the examples themselves are.
@@ -50,6 +51,7 @@ class Network(nn.Module):
     num_tasks: int
     head: str
     fel: bool
+    fel_table: bool = False
     seed: jax.typing.ArrayLike = 0
     fel_on_convs: bool = True
     fel_on_input: bool = False
@@ -75,6 +77,7 @@ class Network(nn.Module):
                 layer if self.fel_per_layer else 0,
                 self.seed,
                 identity_first=not self.fel_on_first_task,
+                num_tasks=self.num_tasks if self.fel_table else None,
             )
             return encoding(x, task_id)
 

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-import rgo_jax.linen
 from benchmarks.data import tasks
 from benchmarks.methods import MethodSpec, Problem
 from benchmarks.methods.base import NO_STATISTICS, Statistics
@@ -21,11 +20,15 @@ def make_problem(
 ) -> Problem:
     """What a method is given for one seed: the network and the settings."""
     batch_norm = ARCHITECTURES[config.network].batch_norm
+    # XLA's CPU backend draws a task's permutations before a scan over its steps by itself, and need
+    # not draw those of other tasks; others would draw them in each step.
+    fel_table = jax.default_backend() != "cpu"
     network: Any = ARCHITECTURES[config.network].build(
         num_classes=sequence.num_classes,
         num_tasks=config.num_tasks,
         head="shared" if spec.single_task else config.head,
         fel=spec.fel if config.fel is None else config.fel,
+        fel_table=fel_table,
         fel_on_convs=config.fel_on_convs,
         fel_on_input=config.fel_on_input,
         fel_per_layer=config.fel_per_layer,
@@ -72,13 +75,9 @@ def make_problem(
     def init(key: jax.Array) -> Any:
         return network.init(key, blank, jnp.int32(0))["params"]
 
-    encodings: dict[str, Any] = {}
-    # XLA's CPU backend draws a task's permutations before a scan over its steps by itself, and need
-    # not draw those of other tasks; others would draw them in each step.
-    if jax.default_backend() != "cpu":
-        encodings = rgo_jax.linen.encodings(
-            network, jax.eval_shape(init, fel_key), config.num_tasks, blank, jnp.int32(0)
-        )
+    encodings: Any = {}
+    if fel_table:
+        encodings = network.init(fel_key, blank, jnp.int32(0)).get("encodings", {})
     return Problem(
         init=init,
         logits=logits,
