@@ -189,6 +189,72 @@ def test_stacked_layers(depth):
     chex.assert_trees_all_close(updates, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("wrap", [nn.scan, nn.vmap])
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_stacks_of_one_layer(wrap, axis):
+    """Whatever the stacked axis: a stacked kernel is not taken for the layer's own."""
+
+    class Layer(nn.Module):
+        dense: type
+
+        @nn.compact
+        def __call__(self, x, _):
+            return nn.tanh(self.dense(6, name="dense")(x)), None
+
+    def model(dense):
+        layers = wrap(Layer, {"params": axis}, split_rngs={"params": True}, **options)
+        return layers(dense)
+
+    options = {"length": 1} if wrap is nn.scan else {"axis_size": 1, "in_axes": (0, None)}
+    x = jax.random.normal(jax.random.key(0), (3, 6) if wrap is nn.scan else (1, 3, 6))
+    params = model(nn.Dense).init(jax.random.key(1), x, None)["params"]
+    tx = rgo_jax.scale_by_rgo(normalize=False)
+    state = rgo_jax.rls_update(tx.init(params), params)
+
+    def loss(params, dense):
+        return jnp.sum(model(dense).apply({"params": params}, x, None)[0] ** 2)
+
+    expected, _ = tx.update(jax.grad(loss)(params, nn.Dense), state)
+    for unrolled in (False, True):
+        with jax.disable_jit(unrolled):
+            ours = projected(loss, state, params, rgo_jax.linen.Dense)
+        chex.assert_trees_all_close(ours, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("transpose_kernel", [False, True])
+def test_transposed_convolutions(transpose_kernel):
+    """Flax's own, between layers of ours; its kernel may be ``[*window, out, in]``."""
+
+    class Decoder(nn.Module):
+        conv: type
+        dense: type
+
+        @nn.compact
+        def __call__(self, x):
+            x = self.conv(8, (2, 2), name="conv")(x)
+            up = nn.ConvTranspose(
+                8, (2, 2), (2, 2), transpose_kernel=transpose_kernel, name="transposed"
+            )
+            return self.dense(40, name="dense")(up(nn.tanh(x)).reshape(len(x), -1))
+
+    x = jax.random.normal(jax.random.key(0), (1, 2, 2, 3))
+    plain, ours = (
+        Decoder(nn.Conv, nn.Dense),
+        Decoder(rgo_jax.linen.Conv, rgo_jax.linen.Dense),
+    )
+    params = plain.init(jax.random.key(1), x)["params"]
+    tx = rgo_jax.scale_by_rgo(normalize=False)
+    state = rgo_jax.rls_update(tx.init(params), params)
+
+    def loss(params, model):
+        return jnp.sum(model.apply({"params": params}, x) ** 2)
+
+    expected, _ = tx.update(jax.grad(loss)(params, plain), state)
+    chex.assert_trees_all_close(
+        projected(loss, state, params, ours), expected, rtol=1e-3, atol=1e-4
+    )
+
+
 @pytest.mark.parametrize("rows", [1, 3, 9])
 def test_complex_inputs_of_real_kernels(rows):
     """Spectra: the gradient of a real kernel is the real part, projected."""
