@@ -1,6 +1,7 @@
 """Loss and projected gradients, from an optimizer's state."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -62,23 +63,30 @@ def value_and_grad(
         _state.check_paths(projections, _tree.leaves_by_path(params), "parameters")
 
         def loss(params: Any) -> Any:
-            leaves = []
-
-            def pass_on(path: _tree.Path, parameter: jax.Array) -> jax.Array:
-                if path not in projections:
-                    return parameter
-                projection, _ = _state.pair(path, parameter, projections, "parameters")
-                leaves.append(Leaf(_leaf.project(parameter, projection), parameter, projection))
-                return leaves[-1].passed_on
-
-            passed_on = _tree.map_with_path(pass_on, params)
-            with _leaf.recognised(leaves):
+            with recognised(params, projections) as passed_on:
                 return loss_fn(passed_on, *args, **kwargs)
 
         value, grads = jax.value_and_grad(loss, has_aux=has_aux)(params)
         return value, marked(grads, projections)
 
     return loss_and_grads
+
+
+@contextlib.contextmanager
+def recognised(params: Any, projections: dict[_tree.Path, Any]) -> Iterator[Any]:
+    """The parameters as `_leaf.project` passes them on, which layers recognise inside the block."""
+    leaves = []
+
+    def pass_on(path: _tree.Path, parameter: jax.Array) -> jax.Array:
+        if path not in projections:
+            return parameter
+        projection, _ = _state.pair(path, parameter, projections, "parameters")
+        leaves.append(Leaf(_leaf.project(parameter, projection), parameter, projection))
+        return leaves[-1].passed_on
+
+    passed_on = _tree.map_with_path(pass_on, params)
+    with _leaf.recognised(leaves):
+        yield passed_on
 
 
 def marked(grads: Any, projections: dict[_tree.Path, Any]) -> Any:

@@ -3,11 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 from flax import nnx
 
-from rgo_jax import _gradients, _leaf, _state, _tree
-from rgo_jax._leaf import Leaf
+from rgo_jax import _gradients, _state, _tree
 
 
 def value_and_grad(
@@ -47,50 +45,25 @@ def value_and_grad(
     References:
       Appendix B.2. https://arxiv.org/abs/2201.12522
     """
-    found = _state.find_projections(arrays(optimizer.opt_state))
-    projections = {_graph_path(path): projection for path, projection in found.items()}
+    projections = _state.find_projections(arrays(optimizer.opt_state))
 
-    def loss(model: Any, *args: Any, **kwargs: Any) -> Any:
-        leaves: list[Leaf] = []
-        variables: list[nnx.Variable] = []
-        for path, variable in nnx.iter_graph(model):
-            # A shared parameter has the first of its paths, as in the optimizer's state.
-            if path not in projections or not isinstance(variable, nnx.Variable):
-                continue
-            parameter = variable[...]
-            _state.pair(path, parameter, projections, "parameters")
-            passed_on = _leaf.project(parameter, projections[path])
-            leaves.append(Leaf(passed_on, parameter, projections[path]))
-            variables.append(variable)
-            _set(variable, passed_on)
-        with _leaf.recognised(leaves):
+    def loss(model: nnx.Module, *args: Any, **kwargs: Any) -> Any:
+        params = arrays(nnx.state(model, optimizer.wrt))
+        _state.check_paths(projections, _tree.leaves_by_path(params), "model's parameters")
+        with _gradients.recognised(params, projections) as passed_on:
+            nnx.update(model, passed_on)
             result = loss_fn(model, *args, **kwargs)
-        for variable, leaf in zip(variables, leaves, strict=True):
-            _set(variable, leaf.parameter)
+        nnx.update(model, params)
         return result
 
     def loss_and_grads(model: nnx.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        paths = _tree.leaves_by_path(arrays(nnx.state(model, optimizer.wrt)))
-        _state.check_paths(found, paths, "model's parameters")
         wrt = nnx.DiffState(0, optimizer.wrt)
-        # On a copy that NNX makes to trace, so the model is never seen with what is set above.
+        # NNX calls the loss with a copy of the model, so what the loss sets in it is never seen.
         differentiated = nnx.value_and_grad(loss, argnums=wrt, has_aux=has_aux)
         value, grads = differentiated(model, *args, **kwargs)
-        return value, _gradients.marked(grads, found)
+        return value, _gradients.marked(grads, projections)
 
     return loss_and_grads
-
-
-def _set(variable: nnx.Variable, value: jax.Array) -> None:
-    if hasattr(variable, "set_value"):
-        variable.set_value(value)
-    else:  # flax 0.11
-        variable.value = value
-
-
-def _graph_path(path: _tree.Path) -> tuple[Any, ...]:
-    """A pytree path as `nnx.iter_graph` writes it."""
-    return tuple(key.key if isinstance(key, jax.tree_util.DictKey) else key for key in path)
 
 
 def arrays(tree: Any) -> Any:
