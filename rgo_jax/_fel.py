@@ -25,13 +25,13 @@ def fel_permutation(
       layer: integer scalar from 0 to 2**31 - 1, may be traced; a different one for each layer of a
         network. Layers of different widths have different permutations even with the same number.
       identity_first: whether task 0 is left as it is, as in the authors' program: for networks that
-        have learned something before without encodings.
+        were trained before without encodings.
 
     Returns:
       int32 ``[n]``, each of 0 to n - 1 once.
 
     Raises:
-      ValueError: ``seed``, ``layer`` or ``task_id`` is no scalar or, as far as is known, out of
+      ValueError: ``seed``, ``layer`` or ``task_id`` is no scalar or, where it is not traced, out of
         range.
       TypeError: one of them is no integer.
 
@@ -48,9 +48,9 @@ def fel_permutation(
         # A traced one has no value to look at.
         if not isinstance(value, jax.core.Tracer) and not 0 <= np.asarray(value) < 2**31:
             raise ValueError(f"{name} is {value}; expected 0 to 2**31 - 1.")
-    # Globals of jax change the numbers drawn: how they are spread, by which generator, and, in
-    # jax.random.key, what is added to the seed. The permutations are part of a trained network, so
-    # they must not depend on them.
+    # Settings of jax change the numbers drawn: the generator, how it is partitioned, and what
+    # jax.random.key adds to the seed. A trained network depends on its permutations, so these must
+    # not depend on the settings.
     with jax.threefry_partitionable(True):
         words = jnp.stack([jnp.uint32(0), jnp.asarray(seed).astype(jnp.uint32)])
         key = jax.random.wrap_key_data(words, impl="threefry2x32")
@@ -167,8 +167,8 @@ def look_up(
     """`fel_encode` by a `table`; ``name`` is what errors call the layer.
 
     Raises:
-      ValueError: the table has another shape; ``task_id`` is no scalar or, as far as is known, not
-        in the table.
+      ValueError: the table has another shape; ``task_id`` is no scalar or, where it is not
+        traced, not in the table.
       TypeError: ``task_id`` is no integer.
     """
     expected, found = (num_tasks, num_features(x, axis)), jnp.shape(permutations)

@@ -1,4 +1,4 @@
-"""Layers for Flax Linen whose gradients `rgo_jax.value_and_grad` projects at little cost."""
+"""Layers for Flax Linen that project their own gradients inside `rgo_jax.value_and_grad`."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ from rgo_jax import _fused
 def _promote_dtype(
     x: jax.Array, kernel: jax.Array, bias: jax.Array | None, **options: Any
 ) -> list[Any]:
-    """Flax's own, but for a kernel that the linear map is to recognise: it casts it itself."""
+    """Flax's own, but leaves a kernel that the linear map recognises as it is: the map casts it."""
     x, cast, bias = nn.dtypes.promote_dtype(x, kernel, bias, **options)
     return [x, _fused.uncast(kernel, cast), bias]
 
 
 class Dense(nn.Dense):
-    """`flax.linen.Dense` whose gradient is projected in the backward pass, where that is cheaper.
+    """`flax.linen.Dense` that projects its gradient in its backward pass where that is cheaper.
 
     The same attributes, parameters, initial values and outputs; it differs only inside
     `rgo_jax.value_and_grad`.
@@ -38,7 +38,7 @@ class Dense(nn.Dense):
 
 
 class Conv(nn.Conv):
-    """`flax.linen.Conv` whose gradient is projected in the backward pass; see `Dense`.
+    """`flax.linen.Conv` that projects its gradient in its backward pass; see `Dense`.
 
     The same attributes, parameters, initial values and outputs. It also trains at full speed inside
     `jax.lax.scan` on CPUs, where XLA's own convolutions do not.

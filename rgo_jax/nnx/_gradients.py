@@ -13,7 +13,7 @@ def value_and_grad(
 ) -> Callable[..., tuple[Any, Any]]:
     """`flax.nnx.value_and_grad` with projected gradients, for ``optimizer.update`` as it is.
 
-    `rgo_jax.value_and_grad` for NNX, which tells what it is good for.
+    See `rgo_jax.value_and_grad` for what projected gradients save.
 
     Args:
       loss_fn: ``(model, *args, **kwargs) -> loss``, a real scalar; with ``has_aux``

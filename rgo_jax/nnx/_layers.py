@@ -1,4 +1,4 @@
-"""Layers for Flax NNX whose gradients `rgo_jax.nnx.value_and_grad` projects at little cost."""
+"""Layers for Flax NNX that project their own gradients inside `rgo_jax.nnx.value_and_grad`."""
 
 import functools
 from typing import Any
@@ -10,14 +10,14 @@ from rgo_jax import _fused
 
 
 def _promote_dtype(arrays: Any, /, **options: Any) -> tuple[Any, Any, Any]:
-    """Flax's own, but for a kernel that the linear map is to recognise: it casts it itself."""
+    """Flax's own, but leaves a kernel that the linear map recognises as it is: the map casts it."""
     _, kernel, _ = arrays
     x, cast, bias = dtypes.promote_dtype(arrays, **options)
     return x, _fused.uncast(kernel, cast), bias
 
 
 class Linear(nnx.Linear):
-    """`flax.nnx.Linear` whose gradient is projected in the backward pass, where that is cheaper.
+    """`flax.nnx.Linear` that projects its gradient in its backward pass where that is cheaper.
 
     The same arguments, parameters, initial values and outputs; it differs only inside
     `rgo_jax.nnx.value_and_grad`.
@@ -34,12 +34,12 @@ class Linear(nnx.Linear):
 
     @functools.wraps(nnx.Linear.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        ours = {"dot_general": _fused.dot_general, "promote_dtype": _promote_dtype}
-        super().__init__(*args, **ours | kwargs)
+        options = {"dot_general": _fused.dot_general, "promote_dtype": _promote_dtype}
+        super().__init__(*args, **options | kwargs)
 
 
 class Conv(nnx.Conv):
-    """`flax.nnx.Conv` whose gradient is projected in the backward pass; see `Linear`.
+    """`flax.nnx.Conv` that projects its gradient in its backward pass; see `Linear`.
 
     The same arguments, parameters, initial values and outputs. It also trains at full speed inside
     `jax.lax.scan` on CPUs, where XLA's own convolutions do not.
@@ -57,8 +57,8 @@ class Conv(nnx.Conv):
 
     @functools.wraps(nnx.Conv.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        ours = {
+        options = {
             "conv_general_dilated": _fused.conv_general_dilated,
             "promote_dtype": _promote_dtype,
         }
-        super().__init__(*args, **ours | kwargs)
+        super().__init__(*args, **options | kwargs)
