@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
 
-from rgo_jax._lapack import in_turn_on_cpu
+from rgo_jax.lapack import one_by_one_on_cpu
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -171,7 +171,7 @@ def block_update(
     return (folded + folded.T) / 2
 
 
-@in_turn_on_cpu
+@one_by_one_on_cpu
 def _whitened(gram: jax.Array, rows: jax.Array) -> jax.Array:
     """``L^-1 rows``, where ``L L' = gram``."""
     return solve_triangular(jnp.linalg.cholesky(gram), rows, lower=True)
@@ -186,4 +186,4 @@ def eigenvalues(projection: jax.Array) -> jax.Array:
     return _eigenvalues(projection)
 
 
-_eigenvalues = in_turn_on_cpu(jnp.linalg.eigvalsh)
+_eigenvalues = one_by_one_on_cpu(jnp.linalg.eigvalsh)
