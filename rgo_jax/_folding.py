@@ -9,7 +9,7 @@ import optax
 
 from rgo_jax import _columns, _state, _tree, _warnings
 from rgo_jax._columns import Columns, Curvature
-from rgo_jax._projected import Projected
+from rgo_jax._projected import ProjectedGradient
 
 # How many vectors are folded in at once.
 BLOCK_SIZE = 128
@@ -23,11 +23,10 @@ def curvatures(
     index: jax.Array,
 ) -> Any:
     """A tree like ``state.projection`` of `Curvature`: what one batch has to say of each leaf."""
-    leaves = _tree.leaves_by_path(grads)
-    projections = _tree.leaves_by_path(state.projection)
-    _state.check_paths(projections, leaves, "grads")
+    projections = _state.projections([state])
+    leaves = _state.leaves_of(grads, projections, "grads")
     for path, leaf in leaves.items():
-        if isinstance(leaf, Projected):
+        if isinstance(leaf, ProjectedGradient):
             raise ValueError(
                 f"The grads leaf {_tree.path_name(path)!r} is projected, and P would become wrong. "
                 "Take the gradient of curvature_output with jax.grad, not with value_and_grad of "
@@ -38,7 +37,7 @@ def curvatures(
     numbers = {path: number for number, path in enumerate(projections)}
 
     def leaf_curvature(path: _tree.Path, projection: jax.Array) -> Curvature:
-        _, matrix = _state.pair(path, leaves[path], projections, "grads")
+        matrix = projections[path].geometry.to_matrix(jnp.asarray(leaves[path]))
         signs = _columns.draw_signs(key, index, numbers[path], matrix.shape[1])
         return _columns.curvature(
             matrix.astype(projection.dtype), columns, signs.astype(projection.dtype)

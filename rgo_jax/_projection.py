@@ -39,11 +39,6 @@ def mebibytes(shape: tuple[int, ...], parameter_dtype: jnp.dtype) -> float:
     return math.prod(shape) * dtype_for(parameter_dtype).itemsize / 2**20
 
 
-def dim(projection: jax.Array) -> int:
-    """The fan-in ``d``."""
-    return math.prod(projection.shape[: max(projection.ndim - 1, 1)])
-
-
 def project(projection: jax.Array, gradient: jax.Array) -> jax.Array:
     """``P g`` for a gradient ``g [d, m]``, in the projection's dtype."""
     gradient = gradient.astype(projection.dtype)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from rgo_jax import _gradients, _leaf, _state, _tree
+from rgo_jax import _fused, _gradients, _leaf, _state, _tree
 from rgo_jax._leaf import Leaf
 
 
@@ -47,7 +47,7 @@ def value_and_grad(
     References:
       Appendix B.2. https://arxiv.org/abs/2201.12522
     """
-    found = _state.find_projections(arrays(optimizer.opt_state))
+    found = _state.projections(_state.find_states(arrays(optimizer.opt_state)))
     projections = {_graph_path(path): projection for path, projection in found.items()}
 
     def loss(model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -58,20 +58,18 @@ def value_and_grad(
             if path not in projections or not isinstance(variable, nnx.Variable):
                 continue
             parameter = variable[...]
-            _state.pair(path, parameter, projections, "parameters")
-            passed_on = _leaf.project(parameter, projections[path])
-            leaves.append(Leaf(passed_on, parameter, projections[path]))
+            alias = _fused.project(parameter, projections[path])
+            leaves.append(Leaf(alias, parameter, projections[path]))
             variables.append(variable)
-            _set(variable, passed_on)
-        with _leaf.recognised(leaves):
+            _set(variable, alias)
+        with _leaf.scope(leaves):
             result = loss_fn(model, *args, **kwargs)
         for variable, leaf in zip(variables, leaves, strict=True):
             _set(variable, leaf.parameter)
         return result
 
     def loss_and_grads(model: nnx.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        paths = _tree.leaves_by_path(arrays(nnx.state(model, optimizer.wrt)))
-        _state.check_paths(found, paths, "model's parameters")
+        _state.leaves_of(arrays(nnx.state(model, optimizer.wrt)), found, "model's parameters")
         wrt = nnx.DiffState(0, optimizer.wrt)
         # On a copy that NNX makes to trace, so the model is never seen with what is set above.
         differentiated = nnx.value_and_grad(loss, argnums=wrt, has_aux=has_aux)
