@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import optax
 
-from rgo_jax import _leaf, _state, _tree
+from rgo_jax import _fused, _leaf, _state, _tree
 from rgo_jax._leaf import Leaf
-from rgo_jax._projected import Projected
+from rgo_jax._projected import ProjectedGradient
 
 
 def value_and_grad(
@@ -35,8 +35,9 @@ def value_and_grad(
 
     Returns:
       A function of ``(params, *args, **kwargs)`` that returns the loss and the gradients: a tree
-      like ``params``, with a `rgo_jax.Projected` for each parameter that has a P. It is pure, to be
-      used under `jax.jit`, `jax.vmap` and `jax.lax.scan` as that of `jax.value_and_grad`.
+      like ``params``, with a `rgo_jax.ProjectedGradient` for each parameter that has a P. It is
+      pure, to be used under `jax.jit`, `jax.vmap` and `jax.lax.scan` as that of
+      `jax.value_and_grad`.
 
     Raises:
       ValueError: no `rgo_jax.RgoState` in ``opt_state``; called with ``params`` that do not match.
@@ -57,14 +58,14 @@ def value_and_grad(
     References:
       Appendix B.2. https://arxiv.org/abs/2201.12522
     """
-    projections = _state.find_projections(opt_state)
+    projections = _state.projections(_state.find_states(opt_state))
 
     def loss_and_grads(params: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        _state.check_paths(projections, _tree.leaves_by_path(params), "parameters")
+        _state.leaves_of(params, projections, "parameters")
 
         def loss(params: Any) -> Any:
-            with recognised(params, projections) as passed_on:
-                return loss_fn(passed_on, *args, **kwargs)
+            with alias_scope(params, projections) as aliases:
+                return loss_fn(aliases, *args, **kwargs)
 
         value, grads = jax.value_and_grad(loss, has_aux=has_aux)(params)
         return value, marked(grads, projections)
@@ -73,24 +74,24 @@ def value_and_grad(
 
 
 @contextlib.contextmanager
-def recognised(params: Any, projections: dict[_tree.Path, Any]) -> Iterator[Any]:
-    """The parameters as `_leaf.project` passes them on, which layers recognise inside the block."""
+def alias_scope(params: Any, projections: dict[_tree.Path, _state.Projection]) -> Iterator[Any]:
+    """The parameters with an alias for each that has a projection, found by layers inside it."""
     leaves = []
 
-    def pass_on(path: _tree.Path, parameter: jax.Array) -> jax.Array:
+    def alias(path: _tree.Path, parameter: jax.Array) -> jax.Array:
         if path not in projections:
             return parameter
-        projection, _ = _state.pair(path, parameter, projections, "parameters")
-        leaves.append(Leaf(_leaf.project(parameter, projection), parameter, projection))
-        return leaves[-1].passed_on
+        projection = projections[path]
+        leaves.append(Leaf(_fused.project(parameter, projection), parameter, projection))
+        return leaves[-1].alias
 
-    passed_on = _tree.map_with_path(pass_on, params)
-    with _leaf.recognised(leaves):
-        yield passed_on
+    aliases = _tree.map_with_path(alias, params)
+    with _leaf.scope(leaves):
+        yield aliases
 
 
 def marked(grads: Any, projections: dict[_tree.Path, Any]) -> Any:
-    """The gradients, with a `Projected` for each that has a projection."""
+    """The gradients, with a `ProjectedGradient` for each that has a projection."""
     return _tree.map_with_path(
-        lambda path, leaf: Projected(leaf) if path in projections else leaf, grads
+        lambda path, leaf: ProjectedGradient(leaf) if path in projections else leaf, grads
     )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
 
-from rgo_jax._lapack import in_turn_on_cpu
+from rgo_jax.lapack import one_by_one_on_cpu
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -37,11 +37,6 @@ def dtype_for(parameter_dtype: jnp.dtype) -> jnp.dtype:
 def mebibytes(shape: tuple[int, ...], parameter_dtype: jnp.dtype) -> float:
     """What a projection of this shape takes."""
     return math.prod(shape) * dtype_for(parameter_dtype).itemsize / 2**20
-
-
-def dim(projection: jax.Array) -> int:
-    """The fan-in ``d``."""
-    return math.prod(projection.shape[: max(projection.ndim - 1, 1)])
 
 
 def project(projection: jax.Array, gradient: jax.Array) -> jax.Array:
@@ -171,7 +166,7 @@ def block_update(
     return (folded + folded.T) / 2
 
 
-@in_turn_on_cpu
+@one_by_one_on_cpu
 def _whitened(gram: jax.Array, rows: jax.Array) -> jax.Array:
     """``L^-1 rows``, where ``L L' = gram``."""
     return solve_triangular(jnp.linalg.cholesky(gram), rows, lower=True)
@@ -186,4 +181,4 @@ def eigenvalues(projection: jax.Array) -> jax.Array:
     return _eigenvalues(projection)
 
 
-_eigenvalues = in_turn_on_cpu(jnp.linalg.eigvalsh)
+_eigenvalues = one_by_one_on_cpu(jnp.linalg.eigvalsh)

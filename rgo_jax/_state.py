@@ -6,9 +6,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rgo_jax import _geometry, _projection, _tree
-from rgo_jax._projected import Projected
+from rgo_jax import _tree
+from rgo_jax._geometry import Geometry
+from rgo_jax._projected import ProjectedGradient
 from rgo_jax._tree import Path
+
+_LIKE_PARAMETERS = "Pass a tree like the parameters that the optimizer was initialised with."
+_STACKED = (
+    "Take the mean of gradients of single examples first; a state or gradients that jax.vmap has "
+    "stacked are for functions under the same jax.vmap."
+)
 
 
 class RgoState(NamedTuple):
@@ -20,18 +27,21 @@ class RgoState(NamedTuple):
       num_updates: int32 scalar, how many batches have been folded in so far.
       projection: a leaf seen as ``[d, m]`` has a ``P [d, d]``, symmetric positive definite, in
         float32 or better, not normalised: it equals ``alpha (alpha I + sum v v')^-1`` over all
-        vectors ``v`` folded in. Where a `rgo_jax.FanIn` asks for it, ``P`` is ``[blocks, b, b]`` or
-        its diagonal ``[d]``.
+        vectors ``v`` folded in. Where a `rgo_jax.ProjectionSpec` asks for it, ``P`` is
+        ``[blocks, b, b]`` or its diagonal ``[d]``.
       num_skipped: int32 scalars, how many vectors were left out because they were not finite.
       energy: ``[2]``: the sum of ``|v|^2`` over all vectors, and that of the mean ``|column|^2`` of
         the gradients that they were made of, as a random combination of columns estimates it. See
         `ProjectionStats.coverage`.
+      geometry: a leaf's shape and fan-in axes, as the key of a dict without leaves:
+        ``{"8x4:0": None}`` is of shape ``[8, 4]``, axis 0.
     """
 
     num_updates: jax.Array
     projection: Any
     num_skipped: Any
     energy: Any
+    geometry: Any
 
 
 def find_states(opt_state: Any) -> list[RgoState]:
@@ -57,62 +67,72 @@ def replace_states(opt_state: Any, states: Sequence[RgoState]) -> Any:
     )
 
 
-def find_projections(opt_state: Any) -> dict[Path, jax.Array]:
-    """The projections of all of `find_states`, by the paths of their parameters.
-
-    Raises:
-      ValueError: as `find_states`.
-    """
-    states = find_states(opt_state)
-    return {p: leaf for s in states for p, leaf in _tree.leaves_by_path(s.projection).items()}
-
-
 def _is_state(node: Any) -> bool:
     return isinstance(node, RgoState)
 
 
-def check_paths(projections: dict[Path, Any], leaves: dict[Path, Any], what: str) -> None:
-    """Refuses a tree that lacks leaves which the projections have.
+class Projection(NamedTuple):
+    """A P and how its parameter becomes the matrix that it projects."""
 
-    Leaves without a projection are no error here: a masked transform sees only some of them.
+    p: jax.Array
+    geometry: Geometry
+
+
+def projections(states: Sequence[RgoState]) -> dict[Path, Projection]:
+    """The projections in these states, by the paths of their parameters."""
+    found = {}
+    for state in states:
+        # Its leaves are None, each below the key that tells the geometry.
+        nodes, _ = jax.tree_util.tree_flatten_with_path(
+            state.geometry, is_leaf=lambda node: node is None
+        )
+        keys = {path[:-1]: _tree.path_name(path[-1:]) for path, _ in nodes}
+        for path, p in _tree.leaves_by_path(state.projection).items():
+            found[path] = Projection(p, Geometry.from_key(keys[path]))
+    return found
+
+
+def leaves_of(tree: Any, projections: dict[Path, Projection], what: str) -> dict[Path, Any]:
+    """The leaves of a tree like the parameters, checked against their projections.
+
+    Leaves without a projection are no error: a masked transform sees only some of them.
+
+    Args:
+      tree: gradients, plain or projected, or parameters.
+      projections: those that it is to be paired with.
+      what: what errors call ``tree``.
+
+    Raises:
+      ValueError: a leaf is missing or of another shape than the parameter.
     """
-    missing = [path for path in projections if path not in leaves]
-    if missing:
-        raise ValueError(
-            f"The {what} have no leaf {_tree.path_name(missing[0])!r}, for which the RgoState "
-            f"has a projection. They have {_tree.names(leaves)}. Pass a tree like the parameters "
-            "that the optimizer was initialised with."
-        )
-
-
-def pair(
-    path: Path, leaf: Any, projections: dict[Path, jax.Array], what: str
-) -> tuple[jax.Array, jax.Array]:
-    """A leaf's projection and the leaf as its ``[d, m]`` matrix, checked against each other."""
-    name = _tree.path_name(path)
-    if path not in projections:
-        raise ValueError(
-            f"The {what} have a leaf {name!r} for which the RgoState has no projection. Pass a "
-            "tree like the parameters that the optimizer was initialised with."
-        )
-    projection, shape = projections[path], jnp.shape(leaf)
-    d = _projection.dim(projection)
-    if not _geometry.is_fan_in(shape, d):
-        raise ValueError(
-            f"The {what} leaf {name!r} has shape {shape}, but its projection has shape "
-            f"{projection.shape}: expected leading axes with a product, the fan-in, of {d}. Pass a "
-            "tree like the parameters that the optimizer was initialised with."
-        )
-    return projection, _geometry.to_matrix(jnp.asarray(leaf), d)
-
-
-def check_shapes(leaves: dict[Path, Any], params: Any) -> None:
-    """Refuses gradients of other shapes than the parameters have."""
-    shapes = {path: jnp.shape(leaf) for path, leaf in _tree.leaves_by_path(params).items()}
-    for path, leaf in leaves.items():
-        found = jnp.shape(leaf.gradient if isinstance(leaf, Projected) else leaf)
-        if shapes.get(path, found) != found:
+    leaves = _tree.leaves_by_path(tree)
+    for path, projection in projections.items():
+        name, expected = _tree.path_name(path), projection.geometry.shape
+        if path not in leaves:
             raise ValueError(
-                f"The gradients leaf {_tree.path_name(path)!r} has shape {found}, "
-                f"but the parameter has shape {shapes[path]}."
+                f"The {what} have no leaf {name!r}, for which the RgoState has a projection. They "
+                f"have {_tree.names(leaves)}. {_LIKE_PARAMETERS}"
             )
+        shape = jnp.shape(gradient_of(leaves[path]))
+        if shape != expected:
+            stacked = shape[-len(expected) :] == expected
+            raise ValueError(
+                f"The {what} leaf {name!r} has shape {shape}, but the parameter has shape "
+                f"{expected}. {_STACKED if stacked else _LIKE_PARAMETERS}"
+            )
+    return leaves
+
+
+def check_covered(leaves: dict[Path, Any], projections: dict[Path, Projection]) -> None:
+    """Refuses gradients that have no projection."""
+    for path in leaves:
+        if path not in projections:
+            raise ValueError(
+                f"The gradients have a leaf {_tree.path_name(path)!r} for which the RgoState has "
+                f"no projection. {_LIKE_PARAMETERS}"
+            )
+
+
+def gradient_of(leaf: Any) -> Any:
+    """A gradient without the mark that it is projected."""
+    return leaf.gradient if isinstance(leaf, ProjectedGradient) else leaf

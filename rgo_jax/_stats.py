@@ -68,31 +68,33 @@ def projection_stats(opt_state: optax.OptState) -> dict[str, ProjectionStats]:
     for state in _state.find_states(opt_state):
         energies = _tree.leaves_by_path(state.energy)
         skipped = _tree.leaves_by_path(state.num_skipped)
-        for path, projection in _tree.leaves_by_path(state.projection).items():
+        for path, projection in _state.projections([state]).items():
             stats[_tree.path_name(path)] = _stats(projection, energies[path], skipped[path])
         _warnings.warn_of_vanishing(state)
     return stats
 
 
-def _stats(projection: jax.Array, energy: jax.Array, num_skipped: jax.Array) -> ProjectionStats:
-    eigenvalues = _projection.eigenvalues(projection)
+def _stats(
+    projection: _state.Projection, energy: jax.Array, num_skipped: jax.Array
+) -> ProjectionStats:
+    eigenvalues = _projection.eigenvalues(projection.p)
     # Rounding can push the smallest ones of a strongly protected layer just below zero.
     share = jnp.maximum(eigenvalues, 0)
     share /= jnp.sum(share)
     entropy = jnp.sum(jax.scipy.special.entr(share))
     return ProjectionStats(
-        dim=_projection.dim(projection),
+        dim=projection.geometry.dim,
         trace=jnp.sum(eigenvalues),
         min_eigenvalue=eigenvalues[0],
         max_eigenvalue=eigenvalues[-1],
         effective_rank=jnp.exp(entropy),
         coverage=energy[0] / energy[1],
         num_skipped=num_skipped,
-        mib=_projection.mebibytes(projection.shape, projection.dtype),
+        mib=_projection.mebibytes(projection.p.shape, projection.p.dtype),
     )
 
 
-def projection_memory(params: Any, *, fan_in: Any = None) -> dict[str, float]:
+def projection_memory(params: Any, *, specs: Any = None) -> dict[str, float]:
     """The memory that `rgo_jax.scale_by_rgo` will take for these parameters, in MiB.
 
     Allocates nothing, so it can be asked before training starts.
@@ -100,13 +102,13 @@ def projection_memory(params: Any, *, fan_in: Any = None) -> dict[str, float]:
     Args:
       params: a tree of parameters, or of anything with a shape and a dtype: the result of
         `jax.eval_shape` on an initialiser does.
-      fan_in: as for `rgo_jax.scale_by_rgo`.
+      specs: as for `rgo_jax.scale_by_rgo`.
 
     Returns:
       MiB of P under each parameter's path. The sum of the values is the whole state's.
 
     Raises:
-      ValueError: a leaf without axes, or a ``fan_in`` that does not fit.
+      ValueError: a leaf without axes, or ``specs`` that do not fit.
       TypeError: a leaf that is not real floating point.
 
     Example:
@@ -116,14 +118,8 @@ def projection_memory(params: Any, *, fan_in: Any = None) -> dict[str, float]:
       >>> rgo_jax.projection_memory(shapes["params"])["kernel"]
       4.0
     """
-
-    specs = _geometry.specs_by_path(fan_in, params)
-
-    def mib(path: _tree.Path, leaf: Any) -> float:
-        shape = _geometry.projection_shape(path, leaf, specs[path])
-        return _projection.mebibytes(shape, jnp.result_type(leaf))
-
+    layouts = _geometry.layouts(specs, params)
     return {
-        _tree.path_name(path): mib(path, leaf)
+        _tree.path_name(path): _projection.mebibytes(layouts[path].shape, jnp.result_type(leaf))
         for path, leaf in _tree.leaves_by_path(params).items()
     }

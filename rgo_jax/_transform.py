@@ -8,14 +8,14 @@ import numpy as np
 import optax
 
 from rgo_jax import _geometry, _projection, _state, _tree, _warnings
-from rgo_jax._projected import Projected
+from rgo_jax._projected import ProjectedGradient
 
 DEFAULT_MAX_FAN_IN = 8192
 
 
 def scale_by_rgo(
     *,
-    fan_in: Any = None,
+    specs: Any = None,
     max_fan_in: int | None = None,
     weight_decay: Any = 0.0,
     normalize: bool = True,
@@ -23,8 +23,8 @@ def scale_by_rgo(
     """Scales gradients by Recursive Gradient Optimization's projection.
 
     Each gradient leaf, seen as ``g [d, m]`` with ``d`` the fan-in (every axis but the last; a
-    vector is one column), becomes ``(d / tr P) P g``. ``P`` is the identity until the first
-    `rgo_jax.rls_update` or `rgo_jax.consolidate`, so the first task is learned as without it;
+    vector or a bias is one column), becomes ``(d / tr P) P g``. ``P`` is the identity until the
+    first `rgo_jax.rls_update` or `rgo_jax.consolidate`, so the first task is learned as without it;
     afterwards directions that earlier tasks depend on are damped, and the trace rule keeps the
     expected first-order decrease of the loss as it was (Theorem 1).
 
@@ -38,10 +38,10 @@ def scale_by_rgo(
     is faster; each leaf says which it is.
 
     Args:
-      fan_in: a tree of `rgo_jax.FanIn` for the parameters that the default does not fit: attention
-        kernels, whose fan-in is one axis, and embeddings, whose fan-in is too large for a full P.
-        It has the structure of the parameters, but need not have all of them, and a `FanIn` holds
-        for everything below it.
+      specs: a tree of `rgo_jax.ProjectionSpec` for the parameters that the default does not fit:
+        attention kernels, whose fan-in is one axis, kernels stored as ``[out, in]``, and
+        embeddings, whose fan-in is too large for a full P. It has the structure of the parameters,
+        but need not have all of them, and a spec holds for everything below it.
       max_fan_in: the largest full P or block of one accepted; 8192 if None, at which one ``P``
         takes 256 MiB in float32. With `optax.inject_hyperparams`, name it in ``static_args``.
       weight_decay: strength of an L2 penalty, ``weight_decay / 2 * |params|^2``, whose gradient is
@@ -58,7 +58,7 @@ def scale_by_rgo(
 
     Raises:
       ValueError: from ``init``, for a leaf without axes or numbers, a fan-in above ``max_fan_in``
-        or a ``fan_in`` that does not fit; from ``update``, for gradients that do not match the
+        or ``specs`` that do not fit; from ``update``, for gradients that do not match the
         state, or a ``weight_decay`` that is negative or comes without ``params``.
       TypeError: from ``init``, for a leaf that is not real floating point.
 
@@ -93,29 +93,34 @@ def scale_by_rgo(
             raise ValueError(f"max_fan_in is {max_fan_in}; expected 1 or more.")
 
     def init_fn(params: optax.Params) -> _state.RgoState:
-        specs = _geometry.specs_by_path(fan_in, params)
+        layouts = _geometry.layouts(specs, params)
         # Of masked ones too: what leaks is not the parameters.
         _warnings.warn_of_batch_norm(_tree.leaves_by_path(params, optax.MaskedNode))
 
-        def init_leaf(path: _tree.Path, leaf: jax.Array) -> jax.Array:
-            shape = _geometry.projection_shape(path, leaf, specs[path])
-            dtype = jnp.result_type(leaf)
+        def identity(path: _tree.Path, leaf: jax.Array) -> jax.Array:
+            shape, dtype = layouts[path].shape, jnp.result_type(leaf)
             if len(shape) > 1 and shape[-1] > limit:
                 raise ValueError(
                     f"Parameter {_tree.path_name(path)!r} with shape {jnp.shape(leaf)} has "
                     f"fan-in {shape[-1]}, above max_fan_in={limit}: its P would take "
                     f"{_projection.mebibytes(shape, dtype):.0f} MiB. Raise max_fan_in; or have "
-                    "less of P, with fan_in=FanIn(diagonal=True) or FanIn(blocks=...); or exclude "
-                    "the parameter: optax.masked(rgo_jax.scale_by_rgo(), mask)."
+                    "less of P, with specs=ProjectionSpec(diagonal=True) or "
+                    "ProjectionSpec(blocks=...); or exclude the parameter: "
+                    "optax.masked(rgo_jax.scale_by_rgo(), mask)."
                 )
             return _projection.identity(shape, dtype)
 
-        projection = _tree.map_with_path(init_leaf, _tree.unboxed(params))
+        def geometry(path: _tree.Path, _: jax.Array) -> dict[str, None]:
+            return layouts[path].geometry.to_tree()
+
+        params = _tree.unboxed(params)
+        projection = _tree.map_with_path(identity, params)
         return _state.RgoState(
             num_updates=jnp.zeros([], jnp.int32),
             projection=projection,
             num_skipped=jax.tree.map(lambda _: jnp.zeros([], jnp.int32), projection),
             energy=jax.tree.map(lambda p: jnp.zeros(2, p.dtype), projection),
+            geometry=_tree.map_with_path(geometry, params),
         )
 
     def update_fn(
@@ -123,30 +128,27 @@ def scale_by_rgo(
         state: _state.RgoState,
         params: optax.Params | None = None,
     ) -> tuple[optax.Updates, _state.RgoState]:
-        projections = _tree.leaves_by_path(state.projection)
-        leaves = _tree.leaves_by_path(updates)
-        _state.check_paths(projections, leaves, "gradients")
+        projections = _state.projections([state])
+        _state.check_covered(_state.leaves_of(updates, projections, "gradients"), projections)
         decay = _decay_by_path(weight_decay, updates)
-        if params is not None:
-            _state.check_shapes(leaves, params)
-        elif decay:
+        if decay and params is None:
             raise ValueError("weight_decay needs the parameters: update(grads, state, params).")
-        weights = _tree.leaves_by_path(params) if decay else {}
+        weights = _state.leaves_of(params, projections, "parameters") if decay else {}
 
-        def update_leaf(path: _tree.Path, leaf: jax.Array | Projected) -> jax.Array:
-            gradient = leaf.gradient if isinstance(leaf, Projected) else leaf
-            projection, matrix = _state.pair(path, gradient, projections, "gradients")
-            matrix = matrix.astype(projection.dtype)
-            is_projected = isinstance(leaf, Projected)
+        def update_leaf(path: _tree.Path, leaf: jax.Array | ProjectedGradient) -> jax.Array:
+            p, geometry = projections[path]
+            gradient = jnp.asarray(_state.gradient_of(leaf))
+            matrix = geometry.to_matrix(gradient).astype(p.dtype)
+            is_projected = isinstance(leaf, ProjectedGradient)
             if path in decay:
-                weight = jnp.asarray(weights[path], matrix.dtype).reshape(matrix.shape)
-                penalty = jnp.asarray(decay[path], matrix.dtype) * weight
-                matrix += _projection.project(projection, penalty) if is_projected else penalty
+                weight = geometry.to_matrix(jnp.asarray(weights[path], p.dtype))
+                penalty = jnp.asarray(decay[path], p.dtype) * weight
+                matrix += _projection.project(p, penalty) if is_projected else penalty
             if not is_projected:
-                matrix = _projection.project(projection, matrix)
+                matrix = _projection.project(p, matrix)
             if normalize:
-                matrix = _projection.normalize(projection, matrix)
-            return matrix.reshape(gradient.shape).astype(gradient.dtype)
+                matrix = _projection.normalize(p, matrix)
+            return geometry.from_matrix(matrix).astype(gradient.dtype)
 
         return _tree.map_with_path(update_leaf, updates), state
 
@@ -174,7 +176,7 @@ def rgo(
     momentum: float | None = None,
     nesterov: bool = False,
     *,
-    fan_in: Any = None,
+    specs: Any = None,
     max_fan_in: int | None = None,
     weight_decay: Any = 0.0,
     normalize: bool = True,
@@ -194,7 +196,7 @@ def rgo(
         the next, unprojected: between tasks set it back to zero
         (``optax.tree.set(state, trace=zeros)``).
       nesterov: whether to use Nesterov momentum.
-      fan_in: see `scale_by_rgo`.
+      specs: see `scale_by_rgo`.
       max_fan_in: see `scale_by_rgo`.
       weight_decay: see `scale_by_rgo`.
       normalize: see `scale_by_rgo`.
@@ -228,7 +230,7 @@ def rgo(
         raise ValueError("learning_rate is None; expected a scalar or a schedule.")
     return optax.chain(
         scale_by_rgo(
-            fan_in=fan_in, max_fan_in=max_fan_in, weight_decay=weight_decay, normalize=normalize
+            specs=specs, max_fan_in=max_fan_in, weight_decay=weight_decay, normalize=normalize
         ),
         optax.identity() if momentum is None else optax.trace(momentum, nesterov),
         optax.scale_by_learning_rate(learning_rate),

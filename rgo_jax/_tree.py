@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from rgo_jax._projected import Projected
+from rgo_jax._projected import ProjectedGradient
 
 Path = tuple[Any, ...]
 
@@ -17,7 +17,7 @@ def leaves_by_path(tree: Any, leaf_type: type | tuple[()] = ()) -> dict[Path, An
     """The leaves of a tree under their paths; masked-out nodes and None have no leaves.
 
     Flax's boxes (`unboxed`) leave no trace in a path, so that trees match with and without them. A
-    `rgo_jax.Projected` is a leaf.
+    `rgo_jax.ProjectedGradient` is a leaf.
     """
     flat, _ = jax.tree_util.tree_flatten_with_path(
         unboxed(tree), is_leaf=lambda node: isinstance(node, leaf_type) or _is_projected(node)
@@ -57,7 +57,7 @@ def unboxed(tree: Any) -> Any:
 
 
 def _is_projected(node: Any) -> bool:
-    return isinstance(node, Projected)
+    return isinstance(node, ProjectedGradient)
 
 
 def path_name(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Projected gradients as plain trees."""
+"""ProjectedGradient gradients as plain trees."""
 
 import jax
 import optax
@@ -7,10 +7,10 @@ import rgo_jax
 
 
 def gradients(tree):
-    """The tree with each `rgo_jax.Projected` as its gradient."""
+    """The tree with each `rgo_jax.ProjectedGradient` as its gradient."""
 
     def is_projected(node):
-        return isinstance(node, rgo_jax.Projected)
+        return isinstance(node, rgo_jax.ProjectedGradient)
 
     return jax.tree.map(
         lambda node: node.gradient if is_projected(node) else node, tree, is_leaf=is_projected

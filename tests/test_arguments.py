@@ -66,8 +66,8 @@ def test_a_list_of_arrays_is_a_tree_like_others():
         (lambda: consolidated(one_batch(), block_size=64.0), ValueError, "block_size is 64.0"),
         (lambda: rgo_jax.fel_encode(LOGITS, "0"), TypeError, "task_id is '0'"),
         (lambda: rgo_jax.fel_encode(LOGITS, 0, axis=2), ValueError, "axis is 2"),
-        (lambda: rgo_jax.FanIn(num_axes=1.5), TypeError, "num_axes is 1.5"),
-        (lambda: rgo_jax.FanIn(blocks=2.0), TypeError, "blocks is 2.0"),
+        (lambda: rgo_jax.ProjectionSpec(axes=1.5), TypeError, "axes is 1.5"),
+        (lambda: rgo_jax.ProjectionSpec(blocks=2.0), TypeError, "blocks is 2.0"),
         (lambda: rgo_jax.rgo(0.1, max_fan_in=0).init(W), ValueError, "max_fan_in is 0"),
         (lambda: rgo_jax.rgo(None), ValueError, "learning_rate is None"),
         (lambda: rgo_jax.average_accuracy([[0.9], [0.8, 0.9]]), ValueError, "R has no shape"),
@@ -87,10 +87,10 @@ def test_metrics_of_whole_percents(dtype):
     np.testing.assert_allclose(rgo_jax.average_accuracy(r), 200 / 3, rtol=1e-6)
 
 
-def test_tree_map_params_with_fan_in():
+def test_tree_map_params_with_specs():
     """Which parts of a state are like the parameters: optax asks without any parameters."""
     params = {"query": jnp.zeros((4, 2, 3)), "bias": jnp.zeros(3)}
-    tx = rgo_jax.rgo(0.1, momentum=0.9, fan_in={"query": rgo_jax.FanIn(num_axes=1)})
+    tx = rgo_jax.rgo(0.1, momentum=0.9, specs={"query": rgo_jax.ProjectionSpec(axes=0)})
     marked = optax.tree.map_params(tx, lambda leaf: "like", tx.init(params))
     rgo, momentum = marked[0], marked[1]
     assert jax.tree.leaves((rgo.projection, rgo.energy, momentum.trace)) == ["like"] * 6

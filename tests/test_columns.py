@@ -12,7 +12,7 @@ from flax import nnx
 
 import rgo_jax
 import rgo_jax.nnx
-from rgo_jax import FanIn
+from rgo_jax import ProjectionSpec
 from tests import oracle
 
 ALPHA = 0.01
@@ -20,16 +20,16 @@ COLUMNS = ("mean", "signs", "each")
 
 # name -> (shape, d, m, what of P is kept)
 LEAVES = {
-    "dense": ((6, 5), 6, 5, FanIn()),
-    "bias": ((4,), 4, 1, FanIn()),
-    "conv": ((2, 2, 3, 4), 12, 4, FanIn()),
-    "query": ((6, 2, 3), 6, 6, FanIn(num_axes=1)),
-    "query bias": ((2, 3), 6, 1, FanIn(num_axes=2)),
-    "blocks": ((8, 3), 8, 3, FanIn(blocks=2)),
-    "diagonal": ((7, 3), 7, 3, FanIn(diagonal=True)),
+    "dense": ((6, 5), 6, 5, ProjectionSpec()),
+    "bias": ((4,), 4, 1, ProjectionSpec()),
+    "conv": ((2, 2, 3, 4), 12, 4, ProjectionSpec()),
+    "query": ((6, 2, 3), 6, 6, ProjectionSpec(axes=0)),
+    "query bias": ((2, 3), 6, 1, ProjectionSpec(axes=(0, 1))),
+    "blocks": ((8, 3), 8, 3, ProjectionSpec(blocks=2)),
+    "diagonal": ((7, 3), 7, 3, ProjectionSpec(diagonal=True)),
 }
 PARAMS = {name: jnp.zeros(shape) for name, (shape, *_) in LEAVES.items()}
-TX = rgo_jax.rgo(0.1, fan_in={name: spec for name, (*_, spec) in LEAVES.items()})
+TX = rgo_jax.rgo(0.1, specs={name: spec for name, (*_, spec) in LEAVES.items()})
 
 
 def gradients(seed, count):

@@ -179,7 +179,9 @@ def test_projected_gradients_get_the_trace_rule_alone_under_every_wrapper(name, 
 
     def marked(grads):
         return {
-            part: leaf if body_only and part == "head" else jax.tree.map(rgo_jax.Projected, leaf)
+            part: leaf
+            if body_only and part == "head"
+            else jax.tree.map(rgo_jax.ProjectedGradient, leaf)
             for part, leaf in grads.items()
         }
 

@@ -48,7 +48,7 @@ def test_fused_dense_gives_the_same_input_gradient_and_maps_over_seeds():
 
     def projected_grads(x):
         # The inputs as one more parameter, which RGO does not cover.
-        outer = jax.tree.map(lambda p: p, state)._replace(projection=(state.projection, None))
+        outer = state._replace(projection=(state.projection, None), geometry=(state.geometry, None))
         return rgo_jax.value_and_grad(loss, outer)((params, x))[1]
 
     for i in range(3):
@@ -175,9 +175,12 @@ def test_stacked_layers(depth):
 
     x = jax.random.normal(jax.random.key(0), (4, 9))
     params = Stack().init(jax.random.key(1), x)["params"]
-    kernel, bias = rgo_jax.FanIn(blocks=depth), rgo_jax.FanIn(num_axes=1, blocks=depth)
-    fan_in = {"blocks": {"dense": {"kernel": kernel, "bias": bias}}}
-    tx = rgo_jax.scale_by_rgo(fan_in=fan_in)
+    kernel, bias = (
+        rgo_jax.ProjectionSpec(blocks=depth),
+        rgo_jax.ProjectionSpec(axes=0, blocks=depth),
+    )
+    specs = {"blocks": {"dense": {"kernel": kernel, "bias": bias}}}
+    tx = rgo_jax.scale_by_rgo(specs=specs)
     state = rgo_jax.rls_update(tx.init(params), params)
 
     def loss(params):

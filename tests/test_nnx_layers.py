@@ -161,9 +161,12 @@ def test_remat_scan_and_vmap():
 
     layers = stack(jax.random.split(jax.random.key(1), 3))
     params = nnx.state(layers)
-    fan_in = {"kernel": rgo_jax.FanIn(blocks=3), "bias": rgo_jax.FanIn(num_axes=2, blocks=3)}
-    fan_in["kernel"] = rgo_jax.FanIn(num_axes=2, blocks=3)
-    tx = rgo_jax.scale_by_rgo(fan_in=fan_in, normalize=False)
+    specs = {
+        "kernel": rgo_jax.ProjectionSpec(blocks=3),
+        "bias": rgo_jax.ProjectionSpec(axes=(0, 1), blocks=3),
+    }
+    specs["kernel"] = rgo_jax.ProjectionSpec(axes=(0, 1), blocks=3)
+    tx = rgo_jax.scale_by_rgo(specs=specs, normalize=False)
     state = rgo_jax.rls_update(tx.init(params), params)
 
     def loss(layers, x, remat):
@@ -181,7 +184,7 @@ def test_remat_scan_and_vmap():
     for remat in (False, True):
         plain = nnx.grad(loss)(layers, x[0], remat)
         expected, _ = tx.update(plain, state)
-        optimizer = optimizer_of(layers, state, fan_in=fan_in)
+        optimizer = optimizer_of(layers, state, specs=specs)
         own = projected(loss, optimizer, layers, x[0], remat)
         assert_close(own, expected, rtol=1e-3, atol=1e-4)
 
@@ -281,7 +284,7 @@ def test_errors():
     def loss(model):
         return jnp.sum(model(jnp.ones((1, 5))))
 
-    with pytest.raises(ValueError, match=r"'kernel' has shape \(5, 2\), but its projection has"):
+    with pytest.raises(ValueError, match=r"'kernel' has shape \(5, 2\), but the parameter has"):
         rgo_jax.nnx.value_and_grad(loss, optimizer_of(other))(model)
     net = Net(nnx.Linear, nnx.Linear, nnx.Rngs(0))
     with pytest.raises(ValueError, match="model's parameters have no leaf 'a/bias'"):
@@ -341,7 +344,7 @@ def test_consolidation_of_models_that_count_and_draw():
     assert float(jnp.trace(optimizer.opt_state[0].projection["layer"]["kernel"][...])) < 5.9
 
 
-def test_fan_in_of_the_users_own():
+def test_specs_of_the_users_own():
     conv = rgo_jax.nnx.Conv(3, 64, (3, 3), use_bias=False, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (1, 5, 5, 3))
 
@@ -350,13 +353,13 @@ def test_fan_in_of_the_users_own():
 
     params, plain = nnx.state(conv), nnx.grad(loss)(conv)
     for spec in (
-        rgo_jax.FanIn(),
-        rgo_jax.FanIn(num_axes=2),
-        rgo_jax.FanIn(num_axes=2, blocks=3),
-        rgo_jax.FanIn(blocks=3),
-        rgo_jax.FanIn(diagonal=True),
+        rgo_jax.ProjectionSpec(),
+        rgo_jax.ProjectionSpec(axes=(0, 1)),
+        rgo_jax.ProjectionSpec(axes=(0, 1), blocks=3),
+        rgo_jax.ProjectionSpec(blocks=3),
+        rgo_jax.ProjectionSpec(diagonal=True),
     ):
-        tx = rgo_jax.scale_by_rgo(fan_in={"kernel": spec}, normalize=False)
+        tx = rgo_jax.scale_by_rgo(specs={"kernel": spec}, normalize=False)
         state = rgo_jax.rls_update(tx.init(params), plain)
-        own = projected(loss, optimizer_of(conv, state, fan_in={"kernel": spec}), conv)
+        own = projected(loss, optimizer_of(conv, state, specs={"kernel": spec}), conv)
         assert_close(own, tx.update(plain, state)[0], rtol=1e-3, atol=1e-3)

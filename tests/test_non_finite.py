@@ -6,14 +6,18 @@ import numpy as np
 import pytest
 
 import rgo_jax
-from rgo_jax import FanIn
+from rgo_jax import ProjectionSpec
 from tests import oracle
 
 ALPHA = 1.0
 COLUMNS = ("mean", "signs", "each")
 NUM_BATCHES, BAD_BATCH, BAD_ROW, BAD_COLUMN = 5, 2, 3, 1
 SHAPES = {"a": (6, 4), "b": (6, 4), "bias": (4,)}
-SPECS = {"full": FanIn(), "blocks": FanIn(blocks=2), "diagonal": FanIn(diagonal=True)}
+SPECS = {
+    "full": ProjectionSpec(),
+    "blocks": ProjectionSpec(blocks=2),
+    "diagonal": ProjectionSpec(diagonal=True),
+}
 
 
 def gradients():
@@ -31,7 +35,7 @@ def with_bad(value, column=BAD_COLUMN):
 
 
 def start(form="full"):
-    tx = rgo_jax.scale_by_rgo(fan_in={"a": SPECS[form]})
+    tx = rgo_jax.scale_by_rgo(specs={"a": SPECS[form]})
     return tx.init({name: jnp.zeros(shape) for name, shape in SHAPES.items()})
 
 

@@ -60,8 +60,8 @@ def test_many_seeds_and_layers_at_once(blocks):
     """Batched calls of LAPACK for several layers at once wait for ever on a CPU of few cores."""
     seeds, layers, d = 8, 12, 96
     params = {f"layer_{i}": jnp.zeros((d, 4)) for i in range(layers)}
-    fan_in = dict.fromkeys(params, rgo_jax.FanIn(blocks=blocks))
-    state = rgo_jax.scale_by_rgo(fan_in=fan_in).init(params)
+    specs = dict.fromkeys(params, rgo_jax.ProjectionSpec(blocks=blocks))
+    state = rgo_jax.scale_by_rgo(specs=specs).init(params)
 
     def fold(key):
         def grad_fn(key):

@@ -145,7 +145,10 @@ def test_shardings():
     tx = rgo_jax.rgo(
         0.1,
         momentum=0.9,
-        fan_in={"stack": rgo_jax.FanIn(blocks=3), "table": rgo_jax.FanIn(diagonal=True)},
+        specs={
+            "stack": rgo_jax.ProjectionSpec(blocks=3),
+            "table": rgo_jax.ProjectionSpec(diagonal=True),
+        },
     )
     shardings = rgo_jax.projection_sharding(jax.eval_shape(tx.init, params), mesh, "data")
     specs = {name: s.spec for name, s in shardings[0].projection.items()}

@@ -140,7 +140,7 @@ def test_the_value_the_auxiliary_output_and_the_arguments():
     (value, aux), grads = with_grad(params, jnp.ones(3), scale=2.0)
     assert float(value) == 8
     np.testing.assert_array_equal(aux["x"], jnp.ones(3))
-    assert isinstance(grads["w"], rgo_jax.Projected)
+    assert isinstance(grads["w"], rgo_jax.ProjectedGradient)
     np.testing.assert_array_equal(grads["w"].gradient, 2 * jnp.ones(3))
     # What RGO does not cover comes as it is.
     np.testing.assert_array_equal(grads["other"], jnp.ones(2))
@@ -259,7 +259,7 @@ def test_what_may_stand_around_projected_gradients(tx):
 def test_what_may_not(tx):
     """What keeps numbers for each parameter: the error names what it can't take."""
     step(tx, False)
-    with pytest.raises((ValueError, TypeError), match="Projected"):
+    with pytest.raises((ValueError, TypeError), match="ProjectedGradient"):
         step(tx, True)
 
 
@@ -268,7 +268,7 @@ def test_an_optimizer_without_rgo_refuses_projected_gradients():
     _, grads = rgo_jax.value_and_grad(loss_of_params, state)(PARAMS)
     tx = optax.sgd(0.1)
     updates, _ = tx.update(grads, tx.init(PARAMS))
-    with pytest.raises((ValueError, TypeError), match="Projected"):
+    with pytest.raises((ValueError, TypeError), match="ProjectedGradient"):
         optax.apply_updates(PARAMS, updates)
 
 
@@ -294,7 +294,7 @@ def test_projected_gradients_are_refused_in_consolidation(is_jitted):
 def test_parameters_that_do_not_match():
     with pytest.raises(ValueError, match="parameters have no leaf 'kernel'"):
         rgo_jax.value_and_grad(loss_of_params, RGO.init(PARAMS))({"other": jnp.ones(3)})
-    with pytest.raises(ValueError, match=r"'kernel' has shape \(3,\), but its projection has"):
+    with pytest.raises(ValueError, match=r"'kernel' has shape \(3,\), but the parameter has"):
         rgo_jax.value_and_grad(loss_of_params, RGO.init(PARAMS))({"kernel": jnp.ones(3)})
     with pytest.raises(ValueError, match="No RgoState"):
         rgo_jax.value_and_grad(loss_of_params, optax.sgd(0.1).init(PARAMS))

@@ -17,7 +17,7 @@ import optax
 from benchmarks.data.tasks import Task
 from benchmarks.methods.base import Method, Problem
 from benchmarks.methods.layers import layer_inputs, projecting_method
-from rgo_jax._lapack import in_turn_on_cpu
+from rgo_jax.lapack import one_by_one_on_cpu
 
 # Stands in for a zero that would be divided by: layers can be dead.
 _TINY = float(np.finfo(np.float32).tiny)
@@ -26,8 +26,8 @@ _TINY = float(np.finfo(np.float32).tiny)
 _ROUNDING = 1e-10
 
 _matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-_triangle = in_turn_on_cpu(partial(jnp.linalg.qr, mode="r"))
-_svd = in_turn_on_cpu(partial(jnp.linalg.svd, full_matrices=False))
+_triangle = one_by_one_on_cpu(partial(jnp.linalg.qr, mode="r"))
+_svd = one_by_one_on_cpu(partial(jnp.linalg.svd, full_matrices=False))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -99,13 +99,11 @@ def projecting_method(
 
     def step(state: ProjectedState, batch: Batch, task: Task) -> tuple[ProjectedState, jax.Array]:
         projections = traverse_util.flatten_dict(state.projections)
-        kernels = {path: p for path, p in projections.items() if path[-1] == "kernel"}
-        loss, grads = loss_and_grads(
-            problem, state.params, batch, task.id, _rgo_state(traverse_util.unflatten_dict(kernels))
-        )
+        rgo_state = _rgo_state(traverse_util.flatten_dict(state.params), projections)
+        loss, grads = loss_and_grads(problem, state.params, batch, task.id, rgo_state)
 
         def project(path: tuple[str, ...], gradient: Any) -> jax.Array:
-            if isinstance(gradient, rgo_jax.Projected):
+            if isinstance(gradient, rgo_jax.ProjectedGradient):
                 return gradient.gradient
             return gradient * projections[path][0, 0] if path in projections else gradient
 
@@ -129,9 +127,16 @@ def projecting_method(
 _LAYERS = (rgo_jax.linen.Dense, rgo_jax.linen.Conv)
 
 
-def _rgo_state(projections: Any) -> rgo_jax.RgoState:
-    """A state for `rgo_jax.value_and_grad`, with projections of our own."""
-    return rgo_jax.RgoState(jnp.int32(0), projections, num_skipped=(), energy=())
+def _rgo_state(params: dict[tuple[str, ...], Any], projections: dict[tuple[str, ...], Any]) -> Any:
+    """A state for `rgo_jax.value_and_grad`, with projections of our own for the kernels."""
+    kernels = [path for path in projections if path[-1] == "kernel"]
+
+    def nested(flat: dict[tuple[str, ...], Any]) -> Any:
+        return traverse_util.unflatten_dict({path: flat[path] for path in kernels})
+
+    largest = max(len(projections[path]) for path in kernels)
+    fresh = rgo_jax.scale_by_rgo(max_fan_in=largest).init(nested(params))
+    return fresh._replace(projection=nested(projections))
 
 
 def _patches(layer: nn.Conv, x: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ from benchmarks.methods.base import Batch, Method, Problem, nothing_to_end
 from benchmarks.methods.replay import Ring, empty_ring, store
 from benchmarks.methods.stiefel import stiefel_sgd
 from benchmarks.networks.initializers import orthogonal
-from rgo_jax._lapack import in_turn_on_cpu
+from rgo_jax.lapack import one_by_one_on_cpu
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +172,7 @@ def task_bases(key: jax.Array, width: int, num_tasks: int, hyper: Los) -> jax.Ar
         )
     columns = jnp.eye(width)
     if hyper.random:
-        columns, _ = in_turn_on_cpu(jnp.linalg.qr)(jax.random.normal(key, (width, width)))
+        columns, _ = one_by_one_on_cpu(jnp.linalg.qr)(jax.random.normal(key, (width, width)))
     return columns[:, : num_tasks * rank]
 
 

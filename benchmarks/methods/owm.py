@@ -16,7 +16,7 @@ from jax.scipy.linalg import cho_factor, cho_solve
 from benchmarks.data.tasks import Task
 from benchmarks.methods.base import Batch, Method, Problem
 from benchmarks.methods.layers import ProjectedState, layer_inputs, projecting_method
-from rgo_jax._lapack import in_turn_on_cpu
+from rgo_jax.lapack import one_by_one_on_cpu
 
 _matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
@@ -99,7 +99,7 @@ def _symmetric(memory: Any) -> Any:
     return jax.tree.map(lambda p: (p + p.T) / 2, memory)
 
 
-@in_turn_on_cpu
+@one_by_one_on_cpu
 def rls(projection: jax.Array, vectors: jax.Array, alpha: jax.typing.ArrayLike) -> jax.Array:
     """Recursive least squares: ``P - P V' (alpha I + V P V')^-1 V P``.
 

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rgo_jax._lapack import in_turn_on_cpu
+from rgo_jax.lapack import one_by_one_on_cpu
 
 _matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-_qr = in_turn_on_cpu(jnp.linalg.qr)
+_qr = one_by_one_on_cpu(jnp.linalg.qr)
 
 
 class StiefelState(NamedTuple):

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rgo_jax._lapack import in_turn_on_cpu
+from rgo_jax.lapack import one_by_one_on_cpu
 
 
 class InitialValues(NamedTuple):
@@ -33,7 +33,7 @@ class InitialValues(NamedTuple):
 def orthogonal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
     """Flax's initializer of that name, for many seeds at once on a CPU too: a QR for each layer."""
     draw = partial(nn.initializers.orthogonal(), shape=tuple(shape), dtype=dtype)
-    return in_turn_on_cpu(draw)(key)
+    return one_by_one_on_cpu(draw)(key)
 
 
 def uniform(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:

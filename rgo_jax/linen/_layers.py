@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from rgo_jax import _fused
+from rgo_jax import _products
 
 
 def _promote_dtype(
@@ -13,7 +13,7 @@ def _promote_dtype(
 ) -> list[Any]:
     """Flax's own, but leaves a kernel that the linear map recognises as it is: the map casts it."""
     x, cast, bias = nn.dtypes.promote_dtype(x, kernel, bias, **options)
-    return [x, _fused.uncast(kernel, cast), bias]
+    return [x, _products.uncast(kernel, cast), bias]
 
 
 class Dense(nn.Dense):
@@ -34,7 +34,7 @@ class Dense(nn.Dense):
     """
 
     promote_dtype: Any = _promote_dtype
-    dot_general: Any = _fused.dot_general
+    dot_general: Any = _products.dot_general
 
 
 class Conv(nn.Conv):
@@ -56,4 +56,4 @@ class Conv(nn.Conv):
     """
 
     promote_dtype: Any = _promote_dtype
-    conv_general_dilated: Any = _fused.conv_general_dilated
+    conv_general_dilated: Any = _products.conv_general_dilated

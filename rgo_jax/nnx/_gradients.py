@@ -5,7 +5,7 @@ from typing import Any
 
 from flax import nnx
 
-from rgo_jax import _gradients, _state, _tree
+from rgo_jax import _gradients, _state
 
 
 def value_and_grad(
@@ -45,13 +45,13 @@ def value_and_grad(
     References:
       Appendix B.2. https://arxiv.org/abs/2201.12522
     """
-    projections = _state.find_projections(arrays(optimizer.opt_state))
+    projections = _state.projections(_state.find_states(arrays(optimizer.opt_state)))
 
     def loss(model: nnx.Module, *args: Any, **kwargs: Any) -> Any:
         params = arrays(nnx.state(model, optimizer.wrt))
-        _state.check_paths(projections, _tree.leaves_by_path(params), "model's parameters")
-        with _gradients.recognised(params, projections) as passed_on:
-            nnx.update(model, passed_on)
+        _state.leaves_of(params, projections, "model's parameters")
+        with _gradients.alias_scope(params, projections) as aliases:
+            nnx.update(model, aliases)
             result = loss_fn(model, *args, **kwargs)
         nnx.update(model, params)
         return result

@@ -6,14 +6,14 @@ from typing import Any
 from flax import nnx
 from flax.nnx.nn import dtypes
 
-from rgo_jax import _fused
+from rgo_jax import _products
 
 
 def _promote_dtype(arrays: Any, /, **options: Any) -> tuple[Any, Any, Any]:
     """Flax's own, but leaves a kernel that the linear map recognises as it is: the map casts it."""
     _, kernel, _ = arrays
     x, cast, bias = dtypes.promote_dtype(arrays, **options)
-    return x, _fused.uncast(kernel, cast), bias
+    return x, _products.uncast(kernel, cast), bias
 
 
 class Linear(nnx.Linear):
@@ -34,7 +34,7 @@ class Linear(nnx.Linear):
 
     @functools.wraps(nnx.Linear.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        options = {"dot_general": _fused.dot_general, "promote_dtype": _promote_dtype}
+        options = {"dot_general": _products.dot_general, "promote_dtype": _promote_dtype}
         super().__init__(*args, **options | kwargs)
 
 
@@ -58,7 +58,7 @@ class Conv(nnx.Conv):
     @functools.wraps(nnx.Conv.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         options = {
-            "conv_general_dilated": _fused.conv_general_dilated,
+            "conv_general_dilated": _products.conv_general_dilated,
             "promote_dtype": _promote_dtype,
         }
         super().__init__(*args, **options | kwargs)
