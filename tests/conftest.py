@@ -11,6 +11,13 @@ import pytest
 hypothesis.settings.register_profile("rgo_jax", deadline=None, max_examples=20, derandomize=True)
 hypothesis.settings.load_profile("rgo_jax")
 
+# Compiling is most of what the tests take. LLVM's optimizations are left out; XLA's own are not.
+# In the environment too, for the processes that tests start.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+jax.config.update(
+    "jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
+)
+
 # Shapes that only broadcast by accident are errors, here as in the code of strict users.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
