@@ -74,7 +74,7 @@ def value_and_grad(
         # On a copy that NNX makes to trace, so the model is never seen with what is set above.
         differentiated = nnx.value_and_grad(loss, argnums=wrt, has_aux=has_aux)
         value, grads = differentiated(model, *args, **kwargs)
-        return value, _gradients.marked(grads, found)
+        return value, _gradients.mark(grads, found)
 
     return loss_and_grads
 
