@@ -21,7 +21,7 @@ def by_path(alpha: Any, state: _state.RgoState) -> dict[_tree.Path, Any]:
       ValueError: it does not match the state, or is not positive or, in a projection's dtype, 0 or
         infinite.
     """
-    found = _tree.given_by_path(alpha, state.projection, (), "alpha")
+    found = _tree.broadcast_prefix(alpha, state.projection, (), "alpha")
     for path, projection in _tree.leaves_by_path(state.projection).items():
         name = _tree.path_name(path)
         if path not in found:

@@ -115,7 +115,7 @@ def consolidate(
     else:
         _, stacked = jax.lax.scan(collect, jnp.int32(0), batches)
         states = [
-            _folding.fold(state, _folding.joined(found), own, num_batches, fold)
+            _folding.fold(state, _folding.concatenate(found), own, num_batches, fold)
             for state, found, own in zip(states, stacked, alphas, strict=True)
         ]
     for state in states:

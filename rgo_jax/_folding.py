@@ -46,8 +46,8 @@ def curvatures(
     return _tree.map_with_path(leaf_curvature, state.projection)
 
 
-def joined(stacked: Any) -> Any:
-    """Those of all batches, stacked by a scan, as if of one."""
+def concatenate(stacked: Any) -> Any:
+    """Curvatures of batches that a scan has stacked, as if they were of one batch."""
 
     def join(leaf: Curvature) -> Curvature:
         return Curvature(

@@ -111,8 +111,7 @@ class Geometry:
 
         Unlike a static node it goes through `flax.serialization`, Orbax and NNX.
         """
-        shape, axes = ("x".join(map(str, self.shape)), ",".join(map(str, self.axes)))
-        return {f"{shape}:{axes}": None}
+        return {f"{'x'.join(map(str, self.shape))}:{','.join(map(str, self.axes))}": None}
 
     @classmethod
     def from_key(cls, key: str) -> Self:
@@ -152,7 +151,7 @@ def layouts(specs: Any, params: Any) -> dict[_tree.Path, Layout]:
                 f"specs has {spec!r} at {_tree.path_name(path)!r}; expected a "
                 "rgo_jax.ProjectionSpec. Leave out the parameters for which the default is right."
             )
-    found = _tree.given_by_path(specs, params, ProjectionSpec, "specs")
+    found = _tree.broadcast_prefix(specs, params, ProjectionSpec, "specs")
     nodes, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_equinox_layer)
     equinox_layers = {path for path, node in nodes if _is_equinox_layer(node)}
     result = {}

@@ -18,10 +18,10 @@ def value_and_grad(
     """`jax.value_and_grad` with projected gradients, for ``tx.update`` as it is.
 
     ``tx.update`` projects plain gradients itself, with a product ``[d, d] x [d, m]`` for each
-    parameter. With gradients from here it does not, and layers of `rgo_jax.linen` and `rgo_jax.nnx`
-    save that product in their backward pass wherever a batch has fewer rows than the layer has
-    outputs: training then costs little more than with SGD. Every gradient is right whatever the
-    model is made of; what is not such a layer, or hides its parameter from it (weight
+    parameter. With gradients from here it does not, and fused layers, those of `rgo_jax.linen` and
+    `rgo_jax.nnx`, save that product in their backward pass wherever a batch has fewer rows than the
+    layer has outputs: training then costs little more than with SGD. Every gradient is right
+    whatever the model is made of; what is not a fused layer, or hides its parameter from it (weight
     normalisation, a mask, `jax.checkpoint`, a scan over layers), takes the product.
 
     For training only: `rgo_jax.rls_update` and `rgo_jax.consolidate` need plain gradients, of
@@ -68,7 +68,7 @@ def value_and_grad(
                 return loss_fn(aliases, *args, **kwargs)
 
         value, grads = jax.value_and_grad(loss, has_aux=has_aux)(params)
-        return value, marked(grads, projections)
+        return value, mark(grads, projections)
 
     return loss_and_grads
 
@@ -90,7 +90,7 @@ def alias_scope(params: Any, projections: dict[_tree.Path, _state.Projection]) -
         yield aliases
 
 
-def marked(grads: Any, projections: dict[_tree.Path, Any]) -> Any:
+def mark(grads: Any, projections: dict[_tree.Path, Any]) -> Any:
     """The gradients, with a `ProjectedGradient` for each that has a projection."""
     return _tree.map_with_path(
         lambda path, leaf: ProjectedGradient(leaf) if path in projections else leaf, grads

@@ -1,8 +1,4 @@
-"""The measures of continual learning, from one matrix ``R``.
-
-``R[..., t, k]`` is the accuracy on task ``k`` after training on tasks ``0`` to ``t``. Only the
-lower triangle is read, so the rest may be NaN. Leading axes (seeds) are kept.
-"""
+"""The measures of continual learning, from a matrix of accuracies."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +8,8 @@ def average_accuracy(r: jax.typing.ArrayLike) -> jax.Array:
     """ACC: the mean accuracy over all tasks after the last one.
 
     Args:
-      r: ``[..., num_tasks, num_tasks]``, see this module's text.
+      r: ``[..., num_tasks, num_tasks]``: ``r[..., t, k]`` is the accuracy on task ``k`` after
+        training on tasks ``0`` to ``t``. Only the lower triangle is read; the rest may be NaN.
 
     Returns:
       ``[...]`` in the unit of ``r``.
@@ -35,7 +32,8 @@ def backward_transfer(r: jax.typing.ArrayLike) -> jax.Array:
     """BWT: the mean change of a task's accuracy since it was learned; negative is forgetting.
 
     Args:
-      r: ``[..., num_tasks, num_tasks]``, see this module's text.
+      r: ``[..., num_tasks, num_tasks]``: ``r[..., t, k]`` is the accuracy on task ``k`` after
+        training on tasks ``0`` to ``t``. Only the lower triangle is read; the rest may be NaN.
 
     Returns:
       ``[...]`` in the unit of ``r``; 0 for a single task.

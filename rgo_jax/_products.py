@@ -20,9 +20,9 @@ _MAX_PLAIN_PATCH_BYTES = {"cpu": 2**28, "gpu": 2**25}
 
 
 def uncast(kernel: jax.Array, cast: jax.Array) -> jax.Array:
-    """The kernel itself if it is recognised, for a linear map that casts it; the cast one if not.
+    """The kernel itself if it is under a projection, else the cast one.
 
-    For layers of Flax, which cast their kernel first.
+    Layers of Flax cast their kernel first, and the cast one could not be found. Products cast it.
     """
     return cast if _leaf.find(kernel) is None else kernel
 
@@ -34,7 +34,7 @@ def dot_general(
     precision: jax.lax.PrecisionLike = None,
     **options: Any,
 ) -> jax.Array:
-    """`jax.lax.dot_general` for layers of Flax, cheap for a recognised kernel.
+    """`jax.lax.dot_general` for layers of Flax, cheap for a kernel under a projection.
 
     Args:
       x: ``[..., d]``, in the dtype that the product is computed in.
@@ -72,7 +72,7 @@ def conv_general_dilated(
     precision: jax.lax.PrecisionLike = None,
     **options: Any,
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated` for layers of Flax, cheap for a recognised kernel.
+    """`jax.lax.conv_general_dilated` for layers of Flax, cheap for a kernel under a projection.
 
     As patches and a matrix product where the projection is cheaper that way; on CPUs, where XLA
     runs the backward pass of a convolution inside a loop on one thread, many times slower than the

@@ -15,8 +15,8 @@ def projection_sharding(opt_state: optax.OptState, mesh: Mesh, axis: str) -> Any
     Each device along a mesh axis holds its share of the rows of every ``P [d, d]`` (of the blocks
     of ``P [blocks, b, b]``), and under `jax.jit` computes with it where it lies. At the end of a
     task devices send each other the vectors folded in and, once, their shares for a transposition;
-    none ever holds a whole P. In training P stays where it is if layers project
-    (`rgo_jax.linen.Dense`) and it has a mesh axis of its own; along an axis that the examples are
+    none ever holds a whole P. In training P stays where it is with fused
+    layers (`rgo_jax.linen.Dense`) and a mesh axis of its own; along an axis that the examples are
     spread over as well, XLA gathers P for each layer and step.
 
     Args:

@@ -92,18 +92,19 @@ def projections(states: Sequence[RgoState]) -> dict[Path, Projection]:
     return found
 
 
-def leaves_of(tree: Any, projections: dict[Path, Projection], what: str) -> dict[Path, Any]:
+def leaves_of(
+    tree: Any, projections: dict[Path, Projection], what: str, *, others: bool = True
+) -> dict[Path, Any]:
     """The leaves of a tree like the parameters, checked against their projections.
-
-    Leaves without a projection are no error: a masked transform sees only some of them.
 
     Args:
       tree: gradients, plain or projected, or parameters.
       projections: those that it is to be paired with.
       what: what errors call ``tree``.
+      others: whether there may be leaves without a projection: a mask may hide them from RGO.
 
     Raises:
-      ValueError: a leaf is missing or of another shape than the parameter.
+      ValueError: a leaf is missing, has no projection, or is of another shape than the parameter.
     """
     leaves = _tree.leaves_by_path(tree)
     for path, projection in projections.items():
@@ -120,17 +121,13 @@ def leaves_of(tree: Any, projections: dict[Path, Projection], what: str) -> dict
                 f"The {what} leaf {name!r} has shape {shape}, but the parameter has shape "
                 f"{expected}. {_STACKED if stacked else _LIKE_PARAMETERS}"
             )
+    unknown = [path for path in leaves if path not in projections]
+    if unknown and not others:
+        raise ValueError(
+            f"The {what} have a leaf {_tree.path_name(unknown[0])!r} for which the RgoState has no "
+            f"projection. {_LIKE_PARAMETERS}"
+        )
     return leaves
-
-
-def check_covered(leaves: dict[Path, Any], projections: dict[Path, Projection]) -> None:
-    """Refuses gradients that have no projection."""
-    for path in leaves:
-        if path not in projections:
-            raise ValueError(
-                f"The gradients have a leaf {_tree.path_name(path)!r} for which the RgoState has "
-                f"no projection. {_LIKE_PARAMETERS}"
-            )
 
 
 def gradient_of(leaf: Any) -> Any:

@@ -129,7 +129,7 @@ def scale_by_rgo(
         params: optax.Params | None = None,
     ) -> tuple[optax.Updates, _state.RgoState]:
         projections = _state.projections([state])
-        _state.check_covered(_state.leaves_of(updates, projections, "gradients"), projections)
+        _state.leaves_of(updates, projections, "gradients", others=False)
         decay = _decay_by_path(weight_decay, updates)
         if decay and params is None:
             raise ValueError("weight_decay needs the parameters: update(grads, state, params).")
@@ -160,7 +160,7 @@ def _decay_by_path(weight_decay: Any, updates: optax.Updates) -> dict[_tree.Path
     is_number = isinstance(weight_decay, int | float | np.number)
     if is_number and weight_decay == 0:
         return {}
-    found = _tree.given_by_path(weight_decay, updates, (), "weight_decay")
+    found = _tree.broadcast_prefix(weight_decay, updates, (), "weight_decay")
     for path, value in found.items():
         # A traced value is not looked at.
         if not isinstance(value, jax.core.Tracer) and not (0 <= value < np.inf):

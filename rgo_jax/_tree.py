@@ -70,43 +70,43 @@ def names(paths: Collection[Path]) -> str:
     return ", ".join(repr(path_name(path)) for path in paths) or "no leaves"
 
 
-def given_by_path(given: Any, tree: Any, leaf_type: type | tuple[()], what: str) -> dict[Path, Any]:
-    """What a tree that need not have all of another's branches says of each leaf of the other.
-
-    What it says at a branch holds for all leaves below.
+def broadcast_prefix(
+    prefix: Any, tree: Any, leaf_type: type | tuple[()], what: str
+) -> dict[Path, Any]:
+    """For each leaf of a tree the value that a prefix has for it, at the leaf or at a branch above.
 
     Args:
-      given: the tree; None says nothing.
-      tree: the other, whose leaves are asked for. `optax.MaskedNode`s in it may be spoken of, but
-        are not asked for.
-      leaf_type: of the leaves of ``given``.
-      what: what errors call ``given``.
+      prefix: a tree that need not have all branches of the other; None has no values.
+      tree: the other. `optax.MaskedNode`s in it may have values in the prefix, but get none.
+      leaf_type: of the values.
+      what: what errors call ``prefix``.
 
     Returns:
-      What ``given`` says, by the path of a leaf of ``tree``; leaves of which it says nothing lack.
+      The values by the paths of the leaves of ``tree``, without leaves that have none.
 
     Raises:
-      ValueError: it speaks of a path that the other tree does not have.
+      ValueError: the prefix has a value at a path that the other tree does not have.
     """
-    said = leaves_by_path(given, leaf_type)
-    # Parameters that optax.masked leaves out are named nowhere else, but are no mistake.
-    unused, found, masked = set(said), {}, []
-    asked = leaves_by_path(tree, optax.MaskedNode)
-    for path, leaf in asked.items():
+    values = leaves_by_path(prefix, leaf_type)
+    leaves = leaves_by_path(tree, optax.MaskedNode)
+    masked = [path for path, leaf in leaves.items() if isinstance(leaf, optax.MaskedNode)]
+    found, used = {}, set()
+    for path in leaves:
         for length in range(len(path) + 1):
-            if path[:length] in said:
-                unused.discard(path[:length])
-                found[path] = said[path[:length]]
-        if isinstance(leaf, optax.MaskedNode):
-            masked.append(path)
-            found.pop(path, None)
-    for path in masked:
-        unused = {other for other in unused if other[: len(path)] != path}
+            if path[:length] in values:
+                used.add(path[:length])
+                found[path] = values[path[:length]]
+    # Parameters that optax.masked leaves out are named nowhere else, but are no mistake.
+    unused = [
+        path
+        for path in values
+        if path not in used and not any(path[: len(other)] == other for other in masked)
+    ]
     # Trees without any leaf stand for parameters that are not there: see optax.tree.map_params.
-    if unused and asked:
-        known = [path for path in asked if path not in masked]
+    if unused and leaves:
+        known = [path for path in leaves if path not in masked]
         raise ValueError(
-            f"{what} names {path_name(unused.pop())!r}, but there is no such parameter. There are "
+            f"{what} names {path_name(unused[0])!r}, but there is no such parameter. There are "
             f"{names(known)}."
         )
-    return found
+    return {path: value for path, value in found.items() if path not in masked}

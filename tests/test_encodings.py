@@ -198,7 +198,7 @@ def test_lifted_transforms(model, shapes):
     for task in range(TASKS):
         expected = drawn(params, x, task)
         np.testing.assert_allclose(looked_up(variables, x, task), expected, rtol=1e-6, atol=1e-6)
-        np.testing.assert_allclose(looked_up(params, x, task), expected, rtol=1e-6)
+        np.testing.assert_allclose(looked_up(params, x, task), expected, rtol=1e-6, atol=1e-6)
 
 
 class NnxNet(nnx.Module):

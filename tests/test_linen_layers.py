@@ -354,7 +354,11 @@ def test_low_precision_layers_keep_their_protection():
         params = model.init(jax.random.key(2), x)["params"]
         state = rgo_jax.scale_by_rgo().init(params)
         vectors = jax.random.normal(jax.random.key(3), (200, rank)) @ old.T * 100
-        state = rgo_jax.consolidate(state, lambda v: {"kernel": v[:, None]}, vectors)
+
+        def columns(v, features=features):
+            return {"kernel": jnp.broadcast_to(v[:, None], (d, features))}
+
+        state = rgo_jax.consolidate(state, columns, vectors)
 
         def loss(params, model=model, x=x):
             y = model.apply({"params": params}, x)

@@ -99,7 +99,9 @@ def test_no_device_ever_holds_a_whole_projection():
             return rgo_jax.value_and_grad(loss, state)(params)[1]
 
         def end_of_task(state, v):
-            return rgo_jax.consolidate(state, lambda v: {"kernel": v[:, None]}, v, block_size=16)
+            def columns(v):
+                return {"kernel": jnp.broadcast_to(v[:, None], (64, 40))}
+            return rgo_jax.consolidate(state, columns, v, block_size=16)
 
         end_of_task = jax.jit(end_of_task, out_shardings=shardings)
         programs = [

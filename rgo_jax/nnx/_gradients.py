@@ -61,7 +61,7 @@ def value_and_grad(
         # NNX calls the loss with a copy of the model, so what the loss sets in it is never seen.
         differentiated = nnx.value_and_grad(loss, argnums=wrt, has_aux=has_aux)
         value, grads = differentiated(model, *args, **kwargs)
-        return value, _gradients.marked(grads, projections)
+        return value, _gradients.mark(grads, projections)
 
     return loss_and_grads
 
