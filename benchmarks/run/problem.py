@@ -34,7 +34,7 @@ def make_problem(
         fel_per_layer=config.fel_per_layer,
         fel_on_first_task=config.fel_on_first_task,
         initial_values=config.initial_values,
-        biases=config.biases,
+        biases="own" if spec.single_task and config.biases == "frozen" else config.biases,
         conv_biases=config.conv_biases,
         # An integer of its own: FEL derives its keys as the benchmark does, and must not
         # draw the permutations that make the tasks.

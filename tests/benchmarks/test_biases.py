@@ -85,6 +85,13 @@ def test_biases_are_trained_in_every_task_or_the_first_only(biases):
     assert moved(1) == [moves and biases != "frozen" for moves in there]
 
 
+def test_a_model_of_one_task_trains_its_biases():
+    problem = problem_of(9, method="stl", biases="frozen")
+    params = problem.init(KEY)
+    grads = jax.grad(lambda p: jnp.sum(problem.logits(p, examples(9), jnp.int32(1)) ** 2))(params)
+    assert jax.tree.all(is_nonzero(grads))
+
+
 def test_biases_of_convolutions_can_be_frozen():
     problem = problem_of(8, 8, 3, network="lenet-5-text", biases="frozen", conv_biases=True)
     grads = jax.jit(jax.grad(lambda p, t: jnp.sum(problem.logits(p, examples(8, 8, 3), t) ** 2)))
