@@ -21,8 +21,18 @@ def curvatures(
     columns: Columns,
     key: jax.Array,
     index: jax.Array,
+    rank: int | None = None,
 ) -> Any:
-    """A tree like ``state.projection`` of `Curvature`: what one batch has to say of each leaf."""
+    """A tree like ``state.projection`` of `Curvature`: what one batch has to say of each leaf.
+
+    Args:
+      state: whose leaves.
+      grads: of the batch.
+      columns: as for `rgo_jax.rls_update`; the rest likewise.
+      key: as above.
+      index: the number of the batch.
+      rank: with ``columns="each"``: try with so many vectors a leaf.
+    """
     projections = _state.projections([state])
     leaves = _state.leaves_of(grads, projections, "grads")
     for path, leaf in leaves.items():
@@ -38,6 +48,8 @@ def curvatures(
 
     def leaf_curvature(path: _tree.Path, projection: jax.Array) -> Curvature:
         matrix = projections[path].geometry.to_matrix(jnp.asarray(leaves[path]))
+        if rank is not None:
+            return _columns.of_rank(matrix.astype(projection.dtype), rank)
         signs = _columns.draw_signs(key, index, numbers[path], matrix.shape[1])
         return _columns.curvature(
             matrix.astype(projection.dtype), columns, signs.astype(projection.dtype)
@@ -54,6 +66,7 @@ def concatenate(stacked: Any) -> Any:
             vectors=leaf.vectors.reshape(-1, leaf.vectors.shape[-1]),
             energy=jnp.sum(leaf.energy, axis=0),
             num_skipped=jnp.sum(leaf.num_skipped, dtype=jnp.int32),
+            is_whole=jnp.all(leaf.is_whole),
         )
 
     return jax.tree.map(join, stacked, is_leaf=lambda node: isinstance(node, Curvature))
