@@ -61,6 +61,29 @@ def draw_signs(key: jax.Array, index: jax.Array, leaf: int, m: int) -> jax.Array
         return jnp.where(jax.random.bernoulli(key, jnp.float32(0.5), (m,)), 1, -1)
 
 
+def combinations(columns: Columns, signs: jax.Array) -> jax.Array:
+    """``C [m, k]`` of which `of_products` takes ``g C``, for "mean" and "signs".
+
+    Args:
+      columns: how.
+      signs: ``[m]``, 1 and -1 at random, in the projection's dtype. With them the mean
+        ``|column|^2`` is estimated beside the mean.
+    """
+    mixed = signs / len(signs) ** 0.5
+    if columns == "signs":
+        return mixed[:, None]
+    return jnp.stack([jnp.full_like(mixed, 1 / len(signs)), mixed], axis=1)
+
+
+def of_products(products: jax.Array, combinations: jax.Array) -> Curvature:
+    """The vector of a gradient ``g`` from its ``g C [d, k]`` and the ``C`` of `combinations`."""
+    if products.shape[1] == 1:
+        return _curvature(products.T)
+    # What the mean leaves out of each column, in the same random combination.
+    left = products[:, 1] - products[:, 0] * jnp.sum(combinations[:, 1])
+    return _curvature(products[:, :1].T, jnp.sum(left**2))
+
+
 def curvature(matrix: jax.Array, columns: Columns, signs: jax.Array) -> Curvature:
     """The vectors of a gradient ``[d, m]``, one or, of "each", m of them.
 
@@ -70,26 +93,21 @@ def curvature(matrix: jax.Array, columns: Columns, signs: jax.Array) -> Curvatur
     Args:
       matrix: ``[d, m]``, in the projection's dtype.
       columns: how.
-      signs: ``[m]``, 1 and -1 at random. With them the mean ``|column|^2`` is estimated too, where
-        not all columns are vectors.
+      signs: as for `combinations`.
     """
-    m = matrix.shape[1]
-    mixed = signs / m**0.5
     if columns == "each":
-        vectors, probe = matrix.T / m**0.5, None
-    elif columns == "signs":
-        vectors, probe = _product(matrix, mixed[:, None]).T, None
-    else:
-        # One product, which reads the matrix once.
-        both = _product(matrix, jnp.stack([jnp.full_like(mixed, 1 / m), mixed], axis=1))
-        vectors = both[:, 0][None]
-        # What the mean leaves out of each column, in the same random combination.
-        probe = both[:, 1] - both[:, 0] * jnp.sum(mixed)
+        return _curvature(matrix.T / matrix.shape[1] ** 0.5)
+    taken = combinations(columns, signs)
+    # One product, which reads the matrix once.
+    return of_products(_product(matrix, taken), taken)
+
+
+def _curvature(vectors: jax.Array, left_out: jax.typing.ArrayLike = 0.0) -> Curvature:
+    """Of vectors ``[k, d]`` that may not be finite and the energy that they leave out."""
     lengths = jnp.sum(vectors**2, axis=1)
     is_finite = jnp.isfinite(lengths)
     folded = jnp.sum(jnp.where(is_finite, lengths, 0))
-    whole = folded if probe is None else folded + jnp.sum(probe**2)
-    energy = jnp.stack([folded, whole])
+    energy = jnp.stack([folded, folded + left_out])
     return Curvature(
         vectors=jnp.where(is_finite[:, None], vectors, 0),
         energy=jnp.where(jnp.all(is_finite) & jnp.all(jnp.isfinite(energy)), energy, 0),

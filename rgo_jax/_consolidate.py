@@ -19,8 +19,9 @@ _STACK = (
 
 def consolidate(
     opt_state: optax.OptState,
-    grad_fn: Callable[[Any], optax.Updates],
+    curvature_fn: Callable[..., Any],
     batches: Any,
+    params: Any = None,
     *,
     alpha: Any = 0.01,
     columns: Columns = "mean",
@@ -31,23 +32,27 @@ def consolidate(
 
     The vectors ``v`` do not depend on ``P``, so they are collected first, in one scan over the
     batches, and folded in with matrix products (``block_size`` at a time) instead of one rank-one
-    update each. With ``columns="each"`` those of one batch are folded in at a time; but where no
-    gradient's rank is above the number of examples in a batch, as is so in dense layers, as many
-    vectors tell the same as all columns, and are folded in instead. The result is the same as far
-    as float32 can tell: for a vector ``v`` in a block of b vectors an ``alpha``
-    below ``16 b eps |v|^2`` acts as if it were that. With blocks of 128 and ``alpha = 0.01`` that
-    concerns vectors more than 6 long; where it does, a smaller ``block_size`` lowers the bound in
-    proportion.
+    update each. Given ``params``, fused layers, those of `rgo_jax.linen` and `rgo_jax.nnx`, compute
+    ``v`` from their inputs and the gradients of their outputs, and no gradient of a kernel is
+    formed. The result is the same as far as float32 can tell: for a vector ``v`` in a block of b
+    vectors an ``alpha`` below ``16 b eps |v|^2`` acts as if it were that. With blocks of 128 and
+    ``alpha = 0.01`` that concerns vectors more than 6 long; where it does, a smaller ``block_size``
+    lowers the bound in proportion.
 
-    Pure, and not jitted by itself, because ``grad_fn`` closes over the parameters: call it inside
+    With ``columns="each"`` the columns of one batch are folded in at a time. Where no gradient has
+    a higher rank than a batch has examples, as in networks of dense layers, as many vectors as
+    examples tell the same as all columns, and are folded in instead.
+
+    Pure, and not jitted by itself, because ``curvature_fn`` may close over arrays: call it inside
     your own `jax.jit`, where it compiles once for all tasks.
 
     Args:
       opt_state: as for `rgo_jax.rls_update`.
-      grad_fn: from one batch to a tree like the parameters, the gradient of
-        `rgo_jax.curvature_output` on that batch at the final parameters.
-      batches: a tree of arrays ``[num_batches, ...]``; ``grad_fn`` gets one slice at a time. May
-        hold indices rather than examples.
+      curvature_fn: ``(params, batch) -> scalar``, the `rgo_jax.curvature_output` of one batch.
+        Without ``params``: ``(batch) -> grads``, its gradient, a tree like the parameters.
+      batches: a tree of arrays ``[num_batches, ...]``; ``curvature_fn`` gets one slice at a time.
+        May hold indices rather than examples.
+      params: the final parameters.
       alpha: as for `rgo_jax.rls_update`.
       columns: as for `rgo_jax.rls_update`.
       key: as for `rgo_jax.rls_update`.
@@ -73,9 +78,9 @@ def consolidate(
       >>> y = jnp.zeros((5, 10), jnp.int32)
       >>> @jax.jit
       ... def end_of_task(state, w, x, y):
-      ...     def grad_fn(batch):
-      ...         return jax.grad(lambda w: rgo_jax.curvature_output(batch[0] @ w, batch[1]))(w)
-      ...     return rgo_jax.consolidate(state, grad_fn, (x, y))
+      ...     def output(w, batch):
+      ...         return rgo_jax.curvature_output(batch[0] @ w, batch[1])
+      ...     return rgo_jax.consolidate(state, output, (x, y), w)
       >>> state = end_of_task(state, w, x, y)
       >>> int(state[0].num_updates)
       5
@@ -97,17 +102,28 @@ def consolidate(
     def fold(projection: jax.Array, vectors: jax.Array, alpha: Any) -> jax.Array:
         return _projection.block_update(projection, vectors, alpha, block_size=block_size)
 
-    def found_in(states: list[_state.RgoState], batches: Any, rank: int | None = None) -> list[Any]:
+    def of_batch(
+        states: list[_state.RgoState], index: jax.Array, batch: Any, rank: int | None
+    ) -> list[Any]:
+        if params is not None and columns != "each":
+            return _folding.curvatures_of_output(
+                states, lambda params: curvature_fn(params, batch), params, columns, key, index
+            )
+        grads = curvature_fn(batch) if params is None else jax.grad(curvature_fn)(params, batch)
+        return [
+            _folding.curvatures(state, grads, columns, key, state.num_updates + index, rank)
+            for state in states
+        ]
+
+    def found_in(
+        states: list[_state.RgoState], batches: Any, count: int, rank: int | None = None
+    ) -> list[Any]:
         """The curvatures of many batches, as if of one."""
-
-        def of_batch(index: jax.Array, batch: Any) -> tuple[jax.Array, list[Any]]:
-            grads = grad_fn(batch)
-            return index + 1, [
-                _folding.curvatures(state, grads, columns, key, state.num_updates + index, rank)
-                for state in states
-            ]
-
-        return [*map(_folding.concatenate, jax.lax.scan(of_batch, jnp.int32(0), batches)[1])]
+        stacked = jax.lax.map(
+            lambda numbered: of_batch(states, numbered[0], numbered[1], rank),
+            (jnp.arange(count, dtype=jnp.int32), batches),
+        )
+        return [*map(_folding.concatenate, stacked)]
 
     def fold_all(states: list[_state.RgoState], found: list[Any], count: int) -> list[Any]:
         together = zip(states, found, alphas, strict=True)
@@ -115,27 +131,27 @@ def consolidate(
 
     def fold_batch(states: list[_state.RgoState], batch: Any) -> tuple[list[Any], None]:
         alone = jax.tree.map(lambda x: x[None], batch)
-        return fold_all(states, found_in(states, alone), 1), None
+        return fold_all(states, found_in(states, alone, 1), 1), None
 
     def fold_group(states: list[_state.RgoState], group: Any) -> tuple[list[Any], None]:
         """By ``rank`` vectors of each batch, if those are all that there is to its gradients."""
-        found = found_in(states, group, rank)
+        found = found_in(states, group, num_in_group, rank)
         leaves = jax.tree.leaves(found, is_leaf=lambda node: isinstance(node, Curvature))
         return jax.lax.cond(
             jnp.all(jnp.stack([leaf.is_whole for leaf in leaves])),
-            lambda: fold_all(states, found, group_size),
+            lambda: fold_all(states, found, num_in_group),
             lambda: jax.lax.scan(fold_batch, states, group)[0],
         ), None
 
     rank = _count_examples(batches)
     if columns != "each":
-        states = fold_all(states, found_in(states, batches), num_batches)
+        states = fold_all(states, found_in(states, batches, num_batches), num_batches)
     elif rank is None:
         states, _ = jax.lax.scan(fold_batch, states, batches)
     else:
         most = max(1, block_size // rank)
-        group_size = max(n for n in range(1, most + 1) if num_batches % n == 0)
-        groups = jax.tree.map(lambda x: x.reshape(-1, group_size, *x.shape[1:]), batches)
+        num_in_group = max(n for n in range(1, most + 1) if num_batches % n == 0)
+        groups = jax.tree.map(lambda x: x.reshape(-1, num_in_group, *x.shape[1:]), batches)
         states, _ = jax.lax.scan(fold_group, states, groups)
     for state in states:
         _warnings.warn_of_vanishing(state)

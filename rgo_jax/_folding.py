@@ -1,5 +1,6 @@
 """How the gradients of batches are folded into a state; `_rls` and `_consolidate` share it."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rgo_jax import _columns, _state, _tree, _warnings
+from rgo_jax import _columns, _combined, _state, _tree, _warnings
 from rgo_jax._columns import Columns, Curvature
 from rgo_jax._projected import ProjectedGradient
 
@@ -42,20 +43,64 @@ def curvatures(
                 "Take the gradient of curvature_output with jax.grad, not with value_and_grad of "
                 "rgo_jax."
             )
-    # Where they only serve an estimate, the same for all batches: XLA draws them once.
-    index = index if columns == "signs" else jnp.int32(0)
-    numbers = {path: number for number, path in enumerate(projections)}
+    signs = _signs(state, columns, key, index)
 
     def leaf_curvature(path: _tree.Path, projection: jax.Array) -> Curvature:
         matrix = projections[path].geometry.to_matrix(jnp.asarray(leaves[path]))
+        matrix = matrix.astype(projection.dtype)
         if rank is not None:
-            return _columns.of_rank(matrix.astype(projection.dtype), rank)
-        signs = _columns.draw_signs(key, index, numbers[path], matrix.shape[1])
-        return _columns.curvature(
-            matrix.astype(projection.dtype), columns, signs.astype(projection.dtype)
-        )
+            return _columns.of_rank(matrix, rank)
+        return _columns.curvature(matrix, columns, signs[path])
 
     return _tree.map_with_path(leaf_curvature, state.projection)
+
+
+def curvatures_of_output(
+    states: list[_state.RgoState],
+    output_fn: Callable[[Any], jax.Array],
+    params: Any,
+    columns: Columns,
+    key: jax.Array,
+    index: jax.Array,
+) -> list[Any]:
+    """`curvatures` of "mean" and "signs" for each state, without the gradients.
+
+    Args:
+      states: whose leaves.
+      output_fn: from parameters to the scalar of the batch whose gradient ``grads`` would be.
+      params: where.
+      columns: as for `rgo_jax.rls_update`; the rest likewise.
+      key: as above.
+      index: the number of the batch among those that are folded in together.
+    """
+    projections = _state.projections(states)
+    _state.leaves_of(params, projections, "params")
+    taken = {
+        path: _columns.combinations(columns, signs)
+        for state in states
+        for path, signs in _signs(state, columns, key, state.num_updates + index).items()
+    }
+    products = _combined.column_products(output_fn, params, projections, taken)
+    return [
+        _tree.map_with_path(
+            lambda path, _: _columns.of_products(products[path], taken[path]), state.projection
+        )
+        for state in states
+    ]
+
+
+def _signs(
+    state: _state.RgoState, columns: Columns, key: jax.Array, index: jax.Array
+) -> dict[_tree.Path, jax.Array]:
+    """Those of each leaf for a batch, in the projection's dtype."""
+    # Where they only serve an estimate, the same for all batches: XLA draws them once.
+    index = index if columns == "signs" else jnp.int32(0)
+    return {
+        path: _columns.draw_signs(
+            key, index, number, math.prod(geometry.shape) // geometry.dim
+        ).astype(p.dtype)
+        for number, (path, (p, geometry)) in enumerate(_state.projections([state]).items())
+    }
 
 
 def concatenate(stacked: Any) -> Any:

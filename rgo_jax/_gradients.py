@@ -64,7 +64,7 @@ def value_and_grad(
         _state.leaves_of(params, projections, "parameters")
 
         def loss(params: Any) -> Any:
-            with alias_scope(params, projections) as aliases:
+            with alias_scope(params, projections, _fused.project) as aliases:
                 return loss_fn(aliases, *args, **kwargs)
 
         value, grads = jax.value_and_grad(loss, has_aux=has_aux)(params)
@@ -74,18 +74,25 @@ def value_and_grad(
 
 
 @contextlib.contextmanager
-def alias_scope(params: Any, projections: dict[_tree.Path, _state.Projection]) -> Iterator[Any]:
-    """The parameters with an alias for each that has a projection, found by layers inside it."""
+def alias_scope(
+    params: Any, wanted: dict[_tree.Path, Any], alias: Callable[[jax.Array, Any], jax.Array]
+) -> Iterator[Any]:
+    """The parameters with an alias for each of which something is wanted, found by layers inside.
+
+    Args:
+      params: a tree of them.
+      wanted: a parameter's `Leaf.wanted`, by path.
+      alias: from a parameter and what is wanted to its alias.
+    """
     leaves = []
 
-    def alias(path: _tree.Path, parameter: jax.Array) -> jax.Array:
-        if path not in projections:
+    def pass_on(path: _tree.Path, parameter: jax.Array) -> jax.Array:
+        if path not in wanted:
             return parameter
-        projection = projections[path]
-        leaves.append(Leaf(_fused.project(parameter, projection), parameter, projection))
+        leaves.append(Leaf(alias(parameter, wanted[path]), parameter, wanted[path]))
         return leaves[-1].alias
 
-    aliases = _tree.map_with_path(alias, params)
+    aliases = _tree.map_with_path(pass_on, params)
     with _leaf.scope(leaves):
         yield aliases
 

@@ -1,33 +1,32 @@
-"""How a layer recognises a parameter whose gradient comes out of the backward pass projected.
+"""How a layer recognises a parameter whose gradient is not wanted as it is.
 
 A parameter behind `_fused.project` has a projected gradient whatever it is used for: a layer, a
-penalty, a second layer that shares it. A layer that can project more cheaply recognises it
-(`find`), uses the original in its place and projects that share of the gradient itself. What is
-not recognised takes the general way, so the gradient is right either way.
+penalty, a second layer that shares it; behind `_combined.combine` only combinations of the
+gradient's columns come out. A layer that can compute these more cheaply recognises the parameter
+(`find`), uses the original in its place and sees to its share of the gradient itself. What is not
+recognised takes the general way, so the gradient is right either way.
 """
 
 import contextlib
 import contextvars
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
-from rgo_jax._state import Projection
-
 
 class Leaf(NamedTuple):
-    """A parameter under a projection, inside `scope`.
+    """A parameter inside `scope`.
 
     Attributes:
-      alias: what `_fused.project` made of it, which the loss sees.
+      alias: what `_fused.project` or `_combined.combine` made of it, which the loss sees.
       parameter: itself.
-      projection: its.
+      wanted: of its gradient: a `Projection` or a `_combined.Combination`.
     """
 
     alias: jax.Array
     parameter: jax.Array
-    projection: Projection
+    wanted: Any
 
 
 _leaves: contextvars.ContextVar[dict[int, Leaf]] = contextvars.ContextVar("leaves")

@@ -1,7 +1,7 @@
 """Products for the fused layers of Flax, in place of those of `jax.lax`.
 
-They take `_fused.matmul` for a kernel that is a parameter under a projection (`_leaf`), where that
-is cheaper.
+They take `_fused.matmul` or `_combined.matmul` for a kernel that they recognise (`_leaf`), where
+that is cheaper.
 """
 
 import math
@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rgo_jax import _fused, _leaf
+from rgo_jax import _combined, _fused, _leaf
+from rgo_jax._combined import Combination
 
 # Patches of a convolution beyond this many bytes are not worth their memory; where there is no
 # projection to save work for, on these platforms only and up to these many.
@@ -54,7 +55,7 @@ def dot_general(
         and all(value is None for value in options.values())
         and _pays(math.prod(x.shape[:-1]), leaf, x.dtype)
     ):
-        return _fused.matmul(x, leaf.parameter, leaf.projection.p, precision)
+        return _matmul(x, leaf.parameter, leaf, precision)
     kernel = kernel.astype(x.dtype)
     y: jax.Array = jax.lax.dot_general(x, kernel, dimension_numbers, precision=precision, **options)
     return y
@@ -114,7 +115,7 @@ def conv_general_dilated(
             patches = _fused.patches(x, window, window_strides, pads, rhs_dilation)
             if leaf is not None and pays:
                 matrix = leaf.parameter.reshape(-1, channels)
-                return _fused.matmul(patches, matrix, leaf.projection.p, precision)
+                return _matmul(patches, matrix, leaf, precision)
             matrix = kernel.reshape(-1, channels).astype(x.dtype)
             return jnp.matmul(patches, matrix, precision=precision)
     return jax.lax.conv_general_dilated(
@@ -131,13 +132,21 @@ def conv_general_dilated(
     )
 
 
+def _matmul(
+    x: jax.Array, kernel: jax.Array, leaf: _leaf.Leaf, precision: jax.lax.PrecisionLike
+) -> jax.Array:
+    if isinstance(leaf.wanted, Combination):
+        return _combined.matmul(x, kernel, leaf.wanted, precision)
+    return _fused.matmul(x, kernel, leaf.wanted.p, precision)
+
+
 def _pays(rows: int, leaf: _leaf.Leaf, dtype: Any) -> bool:
-    """Whether projecting the rows of the input is possible and cheaper."""
+    """Whether computing with the rows of the input is possible and cheaper."""
     kernel = leaf.parameter
     return (
-        rows < kernel.shape[-1]
+        (rows < kernel.shape[-1] or isinstance(leaf.wanted, Combination))
         # With other axes, which a ProjectionSpec may name, rows are not what P multiplies.
-        and leaf.projection.geometry.axes == tuple(range(kernel.ndim - 1))
+        and leaf.wanted.geometry.axes == tuple(range(kernel.ndim - 1))
         # Of complex inputs the rows are not those of a real kernel's gradient.
         and not jnp.issubdtype(dtype, jnp.complexfloating)
     )

@@ -90,23 +90,20 @@ def rgo(problem: Problem) -> Method:
             protected,
         )
 
-    def curvature_grads(params: Any, batch: Batch, task_id: jax.Array) -> Any:
+    def curvature(params: Any, batch: Batch, task_id: jax.Array) -> jax.Array:
         x, y = batch
         where = None
         if options.curvature_classes == "present":
             where = jnp.any(jax.nn.one_hot(y, problem.num_classes, dtype=bool), axis=0)
-
-        def output(params: Any) -> jax.Array:
-            logits = problem.logits(params, x, task_id)
-            return rgo_jax.curvature_output(logits, y, where=where)
-
-        return jax.grad(output)(params)
+        logits = problem.logits(params, x, task_id)
+        return rgo_jax.curvature_output(logits, y, where=where)
 
     def end_task(state: TrainState, task: Task) -> TrainState:
         opt_state = rgo_jax.consolidate(
             state.opt_state,
-            lambda indices: curvature_grads(state.params, task.load(indices), task.id),
+            lambda params, indices: curvature(params, task.load(indices), task.id),
             task.batches[: options.curvature_batches],
+            state.params,
             alpha=alpha(state.params),
             columns=columns,
         )
@@ -120,7 +117,7 @@ def rgo(problem: Problem) -> Method:
         return method._replace(end_task=end_task, memory=memory)
 
     def step(state: TrainState, batch: Batch, task: Task) -> tuple[TrainState, jax.Array]:
-        grads = curvature_grads(state.params, batch, task.id)
+        grads = jax.grad(curvature)(state.params, batch, task.id)
         opt_state = rgo_jax.rls_update(
             state.opt_state, grads, alpha=alpha(state.params), columns=columns
         )

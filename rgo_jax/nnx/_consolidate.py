@@ -62,14 +62,18 @@ def consolidate(
         _warnings.warn_of_running_statistics(f"{type(model).__name__} has batch normalisation")
     graph, params, rest = nnx.split(model, optimizer.wrt, ...)  # type: ignore[misc]
 
+    structure = jax.tree.structure(params)
+
     def output(params: Any, batch: Any) -> jax.Array:
+        params = jax.tree.unflatten(structure, jax.tree.leaves(params))
         # A copy of what else there is: a forward pass may count its steps or draw random numbers.
         return output_fn(nnx.merge(graph, params, rest, copy=True), batch)
 
     state = _consolidate.consolidate(
         _gradients.arrays(optimizer.opt_state),
-        lambda batch: _gradients.arrays(jax.grad(output)(params, batch)),
+        output,
         batches,
+        _gradients.arrays(params),
         alpha=alpha,
         columns=columns,
         key=key,

@@ -5,7 +5,7 @@ from typing import Any
 
 from flax import nnx
 
-from rgo_jax import _gradients, _state
+from rgo_jax import _fused, _gradients, _state
 
 
 def value_and_grad(
@@ -50,7 +50,7 @@ def value_and_grad(
     def loss(model: nnx.Module, *args: Any, **kwargs: Any) -> Any:
         params = arrays(nnx.state(model, optimizer.wrt))
         _state.leaves_of(params, projections, "model's parameters")
-        with _gradients.alias_scope(params, projections) as aliases:
+        with _gradients.alias_scope(params, projections, _fused.project) as aliases:
             nnx.update(model, aliases)
             result = loss_fn(model, *args, **kwargs)
         nnx.update(model, params)
