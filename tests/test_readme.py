@@ -63,8 +63,8 @@ def test_first_use():
 
 def test_two_tasks(capsys):
     code = code_in(README)[1]
-    rgo_line = "rgo_jax.consolidate(state, curvature, batches)"
-    sgd_line = "rgo_jax.consolidate(state, curvature, batches, alpha=1e9)"
+    rgo_line = "rgo_jax.consolidate(state, curvature, batches, params)"
+    sgd_line = "rgo_jax.consolidate(state, curvature, batches, params, alpha=1e9)"
     assert rgo_line in code
     assert f"`{sgd_line}`" in README
     for label, program in (("RGO", code), ("SGD", code.replace(rgo_line, sgd_line))):
