@@ -44,6 +44,8 @@ ROUNDS = {
 }
 
 
+# Of orbax, where it reads where arrays lay from the checkpoint.
+@pytest.mark.filterwarnings("ignore:Sharding info not provided when restoring")
 @pytest.mark.parametrize("name", ROUNDS)
 def test_what_comes_back_is_the_same_state(name, state, tmp_path):
     back = ROUNDS[name](state, TX.init(PARAMS), tmp_path)
