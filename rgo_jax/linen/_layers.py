@@ -1,4 +1,4 @@
-"""Layers for Flax Linen that project their own gradients inside `rgo_jax.value_and_grad`."""
+"""Fused layers for Flax Linen, which project their own gradients in `rgo_jax.value_and_grad`."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Layers for Flax NNX that project their own gradients inside `rgo_jax.nnx.value_and_grad`."""
+"""Fused layers for Flax NNX, which project their own gradients in `rgo_jax.nnx.value_and_grad`."""
 
 import functools
 from typing import Any
