@@ -63,7 +63,7 @@ def test_fused_conv(name, backend, features, monkeypatch):
         return jnp.sum(jnp.sin(y.astype(jnp.float32))), y
 
     # The inputs as one more parameter, which RGO does not cover.
-    outer = state._replace(projection=(state.projection, None))
+    outer = state._replace(projection=(state.projection, None), geometry=(state.geometry, None))
     both = (params, x)
     plain_grad = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
     projected_grad = jax.jit(rgo_jax.value_and_grad(loss, outer, has_aux=True), static_argnums=1)

@@ -13,11 +13,16 @@ from benchmarks.perf.training import random_batches
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
+# Output channels and input shapes.
+CONVOLUTIONS = ((50, (16, 16, 20)), (128, (16, 16, 64)))
+# Rows of a square matrix, and how many numbers are copied.
+MATRIX, COPY = 2304, 2**26
+
 
 def measure_convolutions(rounds: int, batch_size: int = 10, steps: int = 3) -> list[Any]:
     """Forward and backward passes of convolutions, by themselves, in a scan, and of five models."""
     rows = []
-    for features, shape in ((50, (16, 16, 20)), (128, (16, 16, 64))):
+    for features, shape in CONVOLUTIONS:
         x = random_batches(steps, batch_size, shape)[0]
         row: dict[str, Any] = {"layer": f"5 x 5, {shape[-1]} to {features}, of {shape[:2]}"}
         programs = []
@@ -61,8 +66,8 @@ def measure_convolutions(rounds: int, batch_size: int = 10, steps: int = 3) -> l
 
 def measure_device(rounds: int) -> dict[str, float]:
     """What a plain float32 matrix product and a copy reach on this device."""
-    a = jax.random.normal(jax.random.key(0), (2304, 2304))
-    big = jnp.zeros(2**26)
+    a = jax.random.normal(jax.random.key(0), (MATRIX, MATRIX))
+    big = jnp.zeros(COPY)
     product, copy = time_in_turns(
         [
             compile_program(lambda a: jnp.matmul(a, a, precision=_HIGHEST), a),

@@ -11,7 +11,7 @@ import optax
 import rgo_jax
 import rgo_jax.linen
 from benchmarks.networks.architectures import ARCHITECTURES
-from benchmarks.perf.timing import Program, compile_program, time_in_turns
+from benchmarks.perf.timing import compile_program, time_in_turns
 
 NETWORKS = ("mlp", "lenet-5", "alexnet-6", "vgg-11", "resnet-18")
 # How many steps one timed program takes; 3 for the wider networks.
@@ -50,14 +50,18 @@ def train(network: Any, tx: Any, fused: bool, params: Any, state: Any, data: Any
     return jax.lax.scan(step, (params, state), data)[0][0]
 
 
-def step_programs(name: str, batch_size: int, steps: int) -> list[Program]:
-    """SGD, RGO with plain gradients, and RGO with projected ones: a scan over steps."""
+def step_functions(name: str, batch_size: int, steps: int) -> list[tuple[Any, ...]]:
+    """A scan over steps of SGD, of RGO with plain gradients, and of RGO with projected ones.
+
+    Returns:
+      Of each the function and its arguments.
+    """
     network, shape = build_network(name)
     data = random_batches(steps, batch_size, shape)
-    params = network.init(jax.random.key(2), data[0][0], 0)["params"]
+    params = jax.jit(network.init)(jax.random.key(2), data[0][0], 0)["params"]
     sgd, rgo = optax.sgd(1e-3), rgo_jax.rgo(1e-3)
     return [
-        compile_program(partial(train, network, tx, fused), params, tx.init(params), data)
+        (partial(train, network, tx, fused), params, tx.init(params), data)
         for tx, fused in ((sgd, False), (rgo, False), (rgo, True))
     ]
 
@@ -72,7 +76,7 @@ def measure_steps(names: Sequence[str], batch_sizes: Sequence[int], rounds: int)
         parameters = sum(p.size * 4 for p in jax.tree.leaves(params)) / 2**20
         for batch_size in batch_sizes:
             steps = STEPS.get(name, 3)
-            programs = step_programs(name, batch_size, steps)
+            programs = [compile_program(*each) for each in step_functions(name, batch_size, steps)]
             sgd, plain, fused = (t / steps for t in time_in_turns(programs, rounds))
             rows.append(
                 {
