@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -64,7 +65,7 @@ def compile_programs(
     names = ("x_train", "y_train", "x_test", "y_test")
     examples = {name: getattr(dataset, name) for name in names}
     data = jax.device_put(examples, NamedSharding(mesh, everywhere))
-    compile_seconds = 0.0
+    compiling: list[Future[Any]] = []
 
     def program(
         function: Callable[..., Any], consumed: Any = (), kept: Any = (), num_ints: int = 0
@@ -74,7 +75,6 @@ def compile_programs(
         Returns a function of ``(consumed, kept, *ints)``: tuples of trees with seeds on their
         leading axes, and integers.
         """
-        nonlocal compile_seconds
 
         def on_a_device(seeds: Any, consumed: Any, kept: Any, data: Any, *ints: Any) -> Any:
             return _map_seeds(
@@ -89,15 +89,13 @@ def compile_programs(
             out_specs=by_seed,
             check_vma=False,
         )
-        started = time.perf_counter()
-        compiled = (
-            # Donated: the old state's memory is the new state's.
-            jax.jit(on_all_devices, donate_argnums=1)
-            .lower(on_devices, consumed, kept, data, *[np.int32(0)] * num_ints)
-            .compile()
+        # Donated: the old state's memory is the new state's.
+        lowered = jax.jit(on_all_devices, donate_argnums=1).lower(
+            on_devices, consumed, kept, data, *[np.int32(0)] * num_ints
         )
-        compile_seconds += time.perf_counter() - started
-        return lambda consumed, kept, *ints: compiled(
+        compiled = pool.submit(lowered.compile)
+        compiling.append(compiled)
+        return lambda consumed, kept, *ints: compiled.result()(
             on_devices, consumed, kept, data, *map(np.int32, ints)
         )
 
@@ -116,14 +114,20 @@ def compile_programs(
     state, epochs = shapes(state_of_one), shapes(epochs_of_one)
     num_steps = config.steps_per_task
     num_pieces = max(n for n in range(1, _MAX_PIECES + 1) if num_steps % n == 0)
-    init = program(one_seed.init)
-    start = program(one_seed.start, (state,), num_ints=1)
-    steps = program(partial(one_seed.steps, num_pieces), (state,), (epochs,), num_ints=2)
-    end = program(one_seed.end, (state,), (epochs,), num_ints=1)
-    accuracy = {
-        split: program(partial(one_seed.accuracy, split), (), (state,), num_ints=1)
-        for split in ("train", "test")
-    }
+    started = time.perf_counter()
+    # XLA compiles without Python's lock: all programs at once.
+    with ThreadPoolExecutor() as pool:
+        init = program(one_seed.init)
+        start = program(one_seed.start, (state,), num_ints=1)
+        steps = program(partial(one_seed.steps, num_pieces), (state,), (epochs,), num_ints=2)
+        end = program(one_seed.end, (state,), (epochs,), num_ints=1)
+        accuracy = {
+            split: program(partial(one_seed.accuracy, split), (), (state,), num_ints=1)
+            for split in ("train", "test")
+        }
+    for compiled in compiling:
+        compiled.result()
+    compile_seconds = time.perf_counter() - started
 
     def run_steps(state: Any, epochs: Any, task_id: int, piece: int) -> tuple[Any, np.ndarray]:
         state, loss = steps((state,), (epochs,), task_id, piece)
