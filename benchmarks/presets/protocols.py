@@ -89,6 +89,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 
 _RECOMMENDED_MNIST: dict[str, Any] = {
     "head": "frozen",
+    "biases": "frozen",
     "schedule": "cosine",
     "learning_rate": 0.2,
     "initial_values": "orthogonal",
