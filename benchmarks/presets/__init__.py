@@ -82,13 +82,16 @@ def config(
     _check_known("preset", preset, tuple(PRESETS))
     settings = SETTINGS[method.setting]
     setting = settings.get(sequence, {}) | settings.get(dataset, {})
+    named = PRESETS[preset].get(sequence, {})
+    if method.single_task:  # After its one task there is nothing to freeze biases for.
+        named = {name: value for name, value in named.items() if name != "biases"}
     own: dict[str, Any] = {}
     if dataset in method.learning_rates:
         own["learning_rate"] = method.learning_rates[dataset]
     if numbers["network"] in method.networks:
         own["network"] = method.networks[numbers["network"]]
     given = {name: value for name, value in changes.items() if value is not None}
-    values = numbers | setting | PRESETS[preset].get(sequence, {}) | own | given
+    values = numbers | setting | named | own | given
     fields = {field.name for field in dataclasses.fields(Config)}
     options = {name: value for name, value in values.items() if name not in fields}
     _check_known_options(options)
