@@ -102,13 +102,16 @@ def test_every_column_is_taken_from_gradients():
     check_the_same(rgo_jax.rgo(0.1), OUTPUTS["fused"], "each")
 
 
-@pytest.mark.parametrize("spec", [ProjectionSpec(blocks=3), ProjectionSpec(diagonal=True)])
+@pytest.mark.parametrize(
+    "spec",
+    [ProjectionSpec(blocks=3), pytest.param(ProjectionSpec(diagonal=True), marks=pytest.mark.slow)],
+)
 def test_whatever_is_kept_of_p(spec):
     tx = rgo_jax.rgo(0.1, specs={"wide": {"kernel": spec}})
     check_the_same(tx, OUTPUTS["fused"], "mean")
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float64, marks=pytest.mark.slow)])
 def test_other_dtypes(dtype):
     """Of bfloat16 gradients are rounded, what is computed without them is not."""
     close = {"rtol": 0.05, "atol": 0.05} if dtype == jnp.bfloat16 else {"rtol": 1e-9, "atol": 1e-12}

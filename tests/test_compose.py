@@ -118,7 +118,15 @@ def run(tx, calls):
     return params, state, (step, end_of_task)
 
 
-@pytest.mark.parametrize("name", WRAPPERS)
+# The wrappers that people use most.
+COMMON = ("chain", "masked", "inject_hyperparams", "MultiSteps")
+
+
+def slow_unless(name, names):
+    return name if name in names else pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [slow_unless(name, COMMON) for name in WRAPPERS])
 def test_wrapper(name, compilations):
     tx, head_too, calls = WRAPPERS[name]
     reference = rgo_jax.rgo(LR)

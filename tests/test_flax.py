@@ -88,7 +88,9 @@ def train_linen(dense, projected, batch_size=8, tx=None):
 
 
 # 8 rows are fewer than 32 features (factored), but not fewer than the head's 3; 40 are more.
-@pytest.mark.parametrize("batch_size", [1, 8, 40])
+@pytest.mark.parametrize(
+    "batch_size", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (8, 40))]
+)
 def test_fused_dense_trains_as_plain_dense(batch_size):
     plain, plain_state = train_linen(nn.Dense, projected=False, batch_size=batch_size)
     fused, fused_state = train_linen(rgo_jax.linen.Dense, projected=True, batch_size=batch_size)
@@ -102,6 +104,7 @@ def test_fused_dense_trains_as_plain_dense(batch_size):
     assert np.abs(fused["hidden"]["kernel"] - sgd["hidden"]["kernel"]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_fused_layers_without_the_trace_rule():
     plain, _ = train_linen(nn.Dense, False, tx=rgo_jax.rgo(0.5, normalize=False))
     tx = rgo_jax.rgo(0.5, normalize=False)
@@ -111,6 +114,7 @@ def test_fused_layers_without_the_trace_rule():
     assert np.abs(plain["hidden"]["kernel"] - with_rule["hidden"]["kernel"]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_nnx_trains_as_linen():
     linen_params, linen_state = train_linen(nn.Dense, projected=False)
 

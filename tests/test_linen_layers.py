@@ -126,6 +126,7 @@ def test_fused_layers_under_remat_scan_and_vmap():
         chex.assert_trees_all_close(other, one_by_one, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_models_that_mix_layers():
     """Of rgo_jax and of Flax: each gradient is projected once."""
 
@@ -154,7 +155,7 @@ def test_models_that_mix_layers():
             chex.assert_trees_all_close(updates, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("depth", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_stacked_layers(depth):
     """Under a scan over layers, of one layer too, beside one that keeps averages."""
 
@@ -193,7 +194,7 @@ def test_stacked_layers(depth):
 
 
 @pytest.mark.parametrize("wrap", [nn.scan, nn.vmap])
-@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("axis", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, -1))])
 def test_stacks_of_one_layer(wrap, axis):
     """Whatever the stacked axis: a stacked kernel is not taken for the layer's own."""
 
@@ -224,7 +225,7 @@ def test_stacks_of_one_layer(wrap, axis):
         chex.assert_trees_all_close(ours, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("transpose_kernel", [False, True])
+@pytest.mark.parametrize("transpose_kernel", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_transposed_convolutions(transpose_kernel):
     """Flax's own, between layers of ours; its kernel may be ``[*window, out, in]``."""
 
@@ -343,6 +344,7 @@ def test_what_users_set_is_used():
         )
 
 
+@pytest.mark.slow
 def test_low_precision_layers_keep_their_protection():
     """Nothing is rounded to bfloat16 after the projection: old directions stay protected."""
     d, rank = 64, 16

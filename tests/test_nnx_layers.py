@@ -152,6 +152,7 @@ def test_linear_is_flax_linear_otherwise(options):
         np.testing.assert_allclose(jnp.float32(y), jnp.float32(expected), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_remat_scan_and_vmap():
     x = jax.random.normal(jax.random.key(0), (3, 2, 6))
 
@@ -197,7 +198,7 @@ def test_remat_scan_and_vmap():
         assert_close(first, nnx.to_pure_dict(expected), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("axis", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_stacks_of_one_layer(axis):
     """Whatever the stacked axis: a stacked kernel is not taken for the layer's own."""
     axes = nnx.StateAxes({nnx.Param: axis})
@@ -224,7 +225,7 @@ def test_stacks_of_one_layer(axis):
     assert_close(projected(loss, optimizer_of(ours, state), ours), expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("transpose_kernel", [False, True])
+@pytest.mark.parametrize("transpose_kernel", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_transposed_convolutions(transpose_kernel):
     """Flax's own, between layers of ours; its kernel may be ``[*window, out, in]``."""
 

@@ -54,6 +54,7 @@ def test_projection_and_modified_gradient(name, alpha, fold):
         assert np.abs(modified - gradient).max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_many_seeds_and_layers_at_once(blocks):

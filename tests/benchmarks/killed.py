@@ -166,7 +166,7 @@ def check_halfway(out):
 
 def main(folder, stride):
     train.run, experiment.memory_bytes = learn, lambda *args: 0
-    checkpoints._placed = lambda saved, fresh: saved  # No devices.
+    checkpoints._place = lambda saved, fresh: saved  # No devices.
     run(folder / "whole", resume=False)
     expected = whole(folder / "whole")
     kills = {"first": 0, "again": 0}

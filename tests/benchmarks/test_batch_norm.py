@@ -11,7 +11,8 @@ import pytest
 from benchmarks import presets
 from benchmarks.data import Dataset, tasks
 from benchmarks.methods import METHODS
-from benchmarks.networks.architectures import ARCHITECTURES, Architecture, Network, ResNet18
+from benchmarks.networks.architectures import ARCHITECTURES, Architecture, ResNet18
+from benchmarks.networks.network import Network
 from benchmarks.report import paper
 from benchmarks.run import checks
 from benchmarks.run import problem as problems
@@ -112,7 +113,7 @@ def test_methods_that_keep_no_averages_refuse_it(method):
 
 
 def test_the_authors_have_it_under_stl_and_sgd_only():
-    setting = paper.Setting("split-cifar100", "resnet-18", 8)
+    setting = paper.Setting("split-cifar100", "table-1", "resnet-18")
     own = {method: paper.own(setting, method).network for method in METHODS}
     assert {method for method, network in own.items() if network == NAME} == {"sgd", "stl"}
     assert own["rgo"] == "resnet-18"

@@ -92,6 +92,7 @@ def test_a_model_of_one_task_trains_its_biases():
     assert jax.tree.all(is_nonzero(grads))
 
 
+@pytest.mark.slow
 def test_biases_of_convolutions_can_be_frozen():
     problem = problem_of(8, 8, 3, network="lenet-5-text", biases="frozen", conv_biases=True)
     grads = jax.jit(jax.grad(lambda p, t: jnp.sum(problem.logits(p, examples(8, 8, 3), t) ** 2)))

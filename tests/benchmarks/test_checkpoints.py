@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as cli
-from benchmarks.run import results, train
+from benchmarks.run import provenance, results, train
 from benchmarks.run.checkpoints import Checkpoints
 from benchmarks.run.measurements import Measurements
 from benchmarks.run.train import Progress
@@ -190,9 +190,9 @@ def test_a_result_names_all_that_it_was_made_by(tmp_path):
         if tasks_done > 1:
             checkpoints.restore(progress(0, 0.0))
         checkpoints.save(progress(tasks_done, 0.5))
-    made_by = results.merge_origins(checkpoints.origins)
+    made_by = provenance.merge_origins(checkpoints.origins)
     assert made_by == other | {"date": "later", "before_resuming": [ORIGIN]}
-    assert results.merge_origins([ORIGIN, ORIGIN]) == ORIGIN
+    assert provenance.merge_origins([ORIGIN, ORIGIN]) == ORIGIN
 
 
 def test_whatever_is_changed_is_noticed(tmp_path):

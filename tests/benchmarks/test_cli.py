@@ -54,6 +54,7 @@ def test_the_command_tells_flags_of_xla(monkeypatch):
     assert provenance.provenance("x 'ä\n\udcff'")["command"] == r"x 'ä\n\udcff'"
 
 
+@pytest.mark.slow
 def test_seeds_run_apart_are_reported_as_one_result(folder, tmp_path):
     (whole,) = [found for found in results.load_all(folder) if found.method == "rgo"]
     for seeds in ("1", "1-1"):

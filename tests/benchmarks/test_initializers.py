@@ -74,6 +74,7 @@ def test_uniform_initial_values_of_a_residual_network():
     assert all(list(layer) == ["kernel"] for name, layer in params.items() if name != "head")
 
 
+@pytest.mark.slow
 def test_orthogonal_initial_values_are_those_of_the_harness():
     network = network_of((ConvLayer(3, 5),), initial_values="orthogonal", conv_biases=True)
     params = params_of(network, examples(4, 4, 2))

@@ -126,7 +126,7 @@ def test_what_the_head_gets_lies_in_the_subspace(narrow, network, width):
     np.testing.assert_allclose(whole, features, atol=1e-5 * float(features.max()))
 
 
-@pytest.mark.parametrize("network", ["mlp-100", "lenet-5"])
+@pytest.mark.parametrize("network", ["mlp-100", pytest.param("lenet-5", marks=pytest.mark.slow)])
 def test_subspaces_part_what_a_shared_head_joins_and_heads_per_task_have_parted(network):
     """The same examples as two tasks: are their gradients in the last hidden layer the same?"""
     shape = (8, 8, 3) if network == "lenet-5" else (192,)
@@ -228,6 +228,7 @@ def test_kernels_stay_orthonormal_for_a_thousand_steps(d, m):
     assert int(state.num_steps) == 1000
 
 
+@pytest.mark.slow
 def test_step_on_images_by_hand(narrow):
     """Third task: current and replayed gradient, each divided by three; the head by plain SGD."""
     # A fully connected layer of [80, 40], where the cheaper step is taken.

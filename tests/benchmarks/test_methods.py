@@ -68,7 +68,11 @@ def test_forgets_less_than_sgd(digits, sgd, method):
     assert found.learned > sgd.learned - 0.05
 
 
-@pytest.mark.parametrize("method", METHODS)
+def slow_but(names, *quick):
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("method", slow_but(METHODS, "rgo", "stl", "ewc", "er-ring", "owm"))
 def test_trains_on_the_losses_of_the_problem_and_on_no_others(digits, method):
     config, spec = two_tasks(method), METHODS[method]
     sequence = tasks.SEQUENCES["permuted"](digits, 2)
@@ -96,6 +100,7 @@ def test_trains_on_the_losses_of_the_problem_and_on_no_others(digits, method):
     assert moved(nothing) < 1e-5
 
 
+@pytest.mark.slow
 def test_any_method_runs_with_and_without_fel(digits):
     quick = {"examples_per_task": 300, "epochs": 1}
     without = train.run(two_tasks(fel=False, **quick), METHODS["rgo"], digits, seeds=range(1))
@@ -105,6 +110,7 @@ def test_any_method_runs_with_and_without_fel(digits):
     assert not np.array_equal(with_fel.r, rgo_2.r)
 
 
+@pytest.mark.slow
 def test_without_the_trace_rule_later_tasks_are_learned_more_slowly(digits):
     runs = [
         train.run(two_tasks(normalize=rule), METHODS["rgo"], digits, seeds=range(1))
@@ -115,7 +121,7 @@ def test_without_the_trace_rule_later_tasks_are_learned_more_slowly(digits):
     assert slower_second > 1.02 * second
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", slow_but(METHODS, "rgo", "gpm"))
 def test_seeds_under_vmap_call_lapack_in_turn_on_a_cpu(digits, monkeypatch, method):
     """Batched calls for several layers at once can wait for ever there; here none is run."""
     config = two_tasks(method, head="per_task", initial_values="orthogonal")
@@ -130,7 +136,12 @@ def test_seeds_under_vmap_call_lapack_in_turn_on_a_cpu(digits, monkeypatch, meth
 
 
 @pytest.mark.parametrize(
-    ("method", "network"), [("rgo", "mlp-100"), ("gpm", "mlp-100"), ("sgd", "resnet-18-batch-norm")]
+    ("method", "network"),
+    [
+        ("rgo", "mlp-100"),
+        ("gpm", "mlp-100"),
+        pytest.param("sgd", "resnet-18-batch-norm", marks=pytest.mark.slow),
+    ],
 )
 def test_permutations_are_drawn_before_the_steps_on_a_gpu(digits, monkeypatch, method, network):
     """Inside the loop over steps XLA would draw them anew each time there, with a sort."""

@@ -28,7 +28,10 @@ BASELINES = [name for name in METHODS if name not in ("rgo", "rgo-2", "sgd", "st
     "method",
     ["rgo", "rgo-2", "sgd", "stl", *(pytest.param(m, marks=pytest.mark.slow) for m in BASELINES)],
 )
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    "head",
+    ["shared", *(pytest.param(h, marks=pytest.mark.slow) for h in HEADS if h != "shared")],
+)
 def test_every_method_runs_under_every_head_policy(digits, method, head):
     # LOS trains a third of the last units in each task, OWM while training projects across the task
     # at hand too, and the authors' initial values are smaller: all need longer.
@@ -53,7 +56,8 @@ def in_colour(images):
     return (large[..., None] * colours).astype(np.uint8)
 
 
-@pytest.mark.parametrize("network", ["lenet-5", pytest.param("resnet-18", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["lenet-5", "resnet-18"])
 def test_splits_by_class_are_learned(digits, network, monkeypatch):
     """With classes of different sizes; one head, in which each task has two classes of its own.
 
@@ -75,6 +79,7 @@ def test_splits_by_class_are_learned(digits, network, monkeypatch):
     assert run.train.mean() > 0.8
 
 
+@pytest.mark.slow
 def test_runs_repeat_bit_for_bit_and_do_not_depend_on_the_number_of_seeds(digits):
     config = small(num_tasks=2)
     first = train.run(config, METHODS["rgo"], digits, seeds=range(2))
@@ -129,6 +134,7 @@ def test_smoothed_labels_by_hand():
     np.testing.assert_allclose(smoothed, -np.sum(targets * log_softmax, axis=1), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_with_smoothed_labels_a_network_stays_less_sure(digits):
     runs = [
         train.run(small(label_smoothing=share, epochs=10), METHODS["rgo"], digits, seeds=range(1))

@@ -146,6 +146,7 @@ def test_where_resnet_is_encoded():
     assert calls(fel_on_convs=False) == f"{calls().replace('F', '')[:-1]}FD"
 
 
+@pytest.mark.slow
 def test_the_shortcut_of_a_residual_block_is_not_permuted():
     """With branches of nothing, as orthogonal values have them, only stages and stem permute."""
     x = examples(4, 4, 3)
