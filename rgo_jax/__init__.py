@@ -1,5 +1,6 @@
 """Recursive Gradient Optimization (ICLR 2022) for optax: continual learning without replay."""
 
+from rgo_jax._consolidate import consolidate as consolidate
 from rgo_jax._curvature import curvature_output as curvature_output
 from rgo_jax._fel import fel_encode as fel_encode
 from rgo_jax._fel import fel_permutation as fel_permutation
@@ -8,7 +9,6 @@ from rgo_jax._gradients import value_and_grad as value_and_grad
 from rgo_jax._metrics import average_accuracy as average_accuracy
 from rgo_jax._metrics import backward_transfer as backward_transfer
 from rgo_jax._projected import Projected as Projected
-from rgo_jax._rls import consolidate as consolidate
 from rgo_jax._rls import rls_update as rls_update
 from rgo_jax._sharding import projection_sharding as projection_sharding
 from rgo_jax._state import RgoState as RgoState

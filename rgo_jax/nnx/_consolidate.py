@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from rgo_jax import _rls, _warnings
+from rgo_jax import _consolidate, _warnings
 from rgo_jax._columns import Columns
 from rgo_jax.nnx import _gradients
 
@@ -66,7 +66,7 @@ def consolidate(
         # A copy of what else there is: a forward pass may count its steps or draw random numbers.
         return output_fn(nnx.merge(graph, params, rest, copy=True), batch)
 
-    state = _rls.consolidate(
+    state = _consolidate.consolidate(
         _gradients.arrays(optimizer.opt_state),
         lambda batch: _gradients.arrays(jax.grad(output)(params, batch)),
         batches,
