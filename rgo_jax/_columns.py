@@ -8,8 +8,14 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from rgo_jax._lapack import in_turn_on_cpu
 
 Columns = Literal["mean", "signs", "each"]
+
+# How many random combinations tell whether a basis spans a gradient's rows.
+_CHECKS = 4
 
 
 class Curvature(NamedTuple):
@@ -19,11 +25,13 @@ class Curvature(NamedTuple):
       vectors: ``[k, d]``, all finite.
       energy: ``[2]``: the sum of ``|v|^2``, and the mean of ``|column|^2`` or an estimate of it.
       num_skipped: int32 scalar, how many vectors were not finite and are zeros now.
+      is_whole: bool scalar, false where the gradient has a higher rank than there are vectors.
     """
 
     vectors: jax.Array
     energy: jax.Array
     num_skipped: jax.Array
+    is_whole: jax.Array
 
 
 def check(columns: Any) -> None:
@@ -86,7 +94,54 @@ def curvature(matrix: jax.Array, columns: Columns, signs: jax.Array) -> Curvatur
         vectors=jnp.where(is_finite[:, None], vectors, 0),
         energy=jnp.where(jnp.all(is_finite) & jnp.all(jnp.isfinite(energy)), energy, 0),
         num_skipped=jnp.sum(~is_finite, dtype=jnp.int32),
+        is_whole=jnp.bool_(True),
     )
+
+
+def of_rank(matrix: jax.Array, rank: int) -> Curvature:
+    """`curvature` of "each" in ``min(rank, m)`` vectors, with the same sum of outer products.
+
+    They are the rows' coordinates in an orthonormal basis of the span of as many random
+    combinations of the rows, which is all rows' if that has no more dimensions (Halko, Martinsson
+    and Tropp, SIAM Review 2011). Further combinations tell whether it is.
+
+    Args:
+      matrix: ``[d, m]``, in the projection's dtype.
+      rank: how many vectors.
+
+    Returns:
+      The `Curvature`, to be used if ``is_whole``: to rounding, and with nothing to skip.
+    """
+    d, m = matrix.shape
+    energy = jnp.sum(matrix**2)
+    is_whole = jnp.isfinite(energy)
+    if rank < m:
+        rng = np.random.default_rng(0)
+        probes = rng.normal(size=(rank + _CHECKS, d))
+        # Turned, so that the vectors are about equally long: how exactly
+        # `_projection.block_update` folds them in depends on the longest.
+        turn = np.linalg.qr(rng.normal(size=(rank, rank)))[0]
+        combinations = _product(jnp.asarray(probes, matrix.dtype), matrix)
+        basis = _orthonormal(combinations[:rank].T)
+        basis = _product(basis, jnp.asarray(turn, matrix.dtype))
+        check = combinations[rank:]
+        lost = check - _product(_product(check, basis), basis.T)
+        # Far below the rounding of `_projection.block_update`.
+        rounding = float(np.finfo(matrix.dtype).eps) * jnp.sum(check**2)
+        is_whole &= jnp.sum(lost**2) <= rounding
+        matrix = _product(matrix, basis)
+    return Curvature(
+        vectors=matrix.T / m**0.5,
+        energy=jnp.stack([energy, energy]) / m,
+        num_skipped=jnp.int32(0),
+        is_whole=is_whole,
+    )
+
+
+@in_turn_on_cpu
+def _orthonormal(matrix: jax.Array) -> jax.Array:
+    """``Q`` of ``matrix = Q R``."""
+    return jnp.linalg.qr(matrix)[0]
 
 
 def _product(matrix: jax.Array, right: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from rgo_jax import _alpha, _columns, _folding, _projection, _state, _tree, _warnings
-from rgo_jax._columns import Columns
+from rgo_jax._columns import Columns, Curvature
 
 _STACK = (
     "expected arrays [num_batches, ...]. Stack what a loader yields: jax.tree.map(lambda *x: "
@@ -31,8 +31,10 @@ def consolidate(
 
     The vectors ``v`` do not depend on ``P``, so they are collected first, in one scan over the
     batches, and folded in with matrix products (``block_size`` at a time) instead of one rank-one
-    update each. With ``columns="each"`` those of one batch are folded in at a time. The result is
-    the same as far as float32 can tell: for a vector ``v`` in a block of b vectors an ``alpha``
+    update each. With ``columns="each"`` those of one batch are folded in at a time; but where no
+    gradient's rank is above the number of examples in a batch, as is so in dense layers, as many
+    vectors tell the same as all columns, and are folded in instead. The result is the same as far
+    as float32 can tell: for a vector ``v`` in a block of b vectors an ``alpha``
     below ``16 b eps |v|^2`` acts as if it were that. With blocks of 128 and ``alpha = 0.01`` that
     concerns vectors more than 6 long; where it does, a smaller ``block_size`` lowers the bound in
     proportion.
@@ -95,29 +97,46 @@ def consolidate(
     def fold(projection: jax.Array, vectors: jax.Array, alpha: Any) -> jax.Array:
         return _projection.block_update(projection, vectors, alpha, block_size=block_size)
 
-    def collect(index: jax.Array, batch: Any) -> tuple[jax.Array, list[Any]]:
-        grads = grad_fn(batch)
-        return index + 1, [
-            _folding.curvatures(state, grads, columns, key, state.num_updates + index)
-            for state in states
-        ]
+    def found_in(states: list[_state.RgoState], batches: Any, rank: int | None = None) -> list[Any]:
+        """The curvatures of many batches, as if of one."""
+
+        def of_batch(index: jax.Array, batch: Any) -> tuple[jax.Array, list[Any]]:
+            grads = grad_fn(batch)
+            return index + 1, [
+                _folding.curvatures(state, grads, columns, key, state.num_updates + index, rank)
+                for state in states
+            ]
+
+        return [*map(_folding.joined, jax.lax.scan(of_batch, jnp.int32(0), batches)[1])]
+
+    def fold_all(states: list[_state.RgoState], found: list[Any], count: int) -> list[Any]:
+        together = zip(states, found, alphas, strict=True)
+        return [_folding.fold(*one, count, fold) for one in together]
 
     def fold_batch(states: list[_state.RgoState], batch: Any) -> tuple[list[Any], None]:
-        grads = grad_fn(batch)
-        found = [
-            _folding.curvatures(state, grads, columns, key, state.num_updates) for state in states
-        ]
-        folded = [_folding.fold(*one, 1, fold) for one in zip(states, found, alphas, strict=True)]
-        return folded, None
+        alone = jax.tree.map(lambda x: x[None], batch)
+        return fold_all(states, found_in(states, alone), 1), None
 
-    if columns == "each":
+    def fold_group(states: list[_state.RgoState], group: Any) -> tuple[list[Any], None]:
+        """By ``rank`` vectors of each batch, if those are all that there is to its gradients."""
+        found = found_in(states, group, rank)
+        leaves = jax.tree.leaves(found, is_leaf=lambda node: isinstance(node, Curvature))
+        return jax.lax.cond(
+            jnp.all(jnp.stack([leaf.is_whole for leaf in leaves])),
+            lambda: fold_all(states, found, group_size),
+            lambda: jax.lax.scan(fold_batch, states, group)[0],
+        ), None
+
+    rank = _count_examples(batches)
+    if columns != "each":
+        states = fold_all(states, found_in(states, batches), num_batches)
+    elif rank is None:
         states, _ = jax.lax.scan(fold_batch, states, batches)
     else:
-        _, stacked = jax.lax.scan(collect, jnp.int32(0), batches)
-        states = [
-            _folding.fold(state, _folding.joined(found), own, num_batches, fold)
-            for state, found, own in zip(states, stacked, alphas, strict=True)
-        ]
+        most = max(1, block_size // rank)
+        group_size = max(n for n in range(1, most + 1) if num_batches % n == 0)
+        groups = jax.tree.map(lambda x: x.reshape(-1, group_size, *x.shape[1:]), batches)
+        states, _ = jax.lax.scan(fold_group, states, groups)
     for state in states:
         _warnings.warn_of_vanishing(state)
     return _state.replace_states(opt_state, states)
@@ -144,3 +163,12 @@ def _count_batches(batches: Any) -> int:
             "up, with weights=0 in curvature_output, or fold it in with rls_update."
         )
     return counts.pop()
+
+
+def _count_examples(batches: Any) -> int | None:
+    """How many examples a batch has, if its arrays have such an axis.
+
+    The gradient of a dense layer has no higher rank.
+    """
+    counts = [leaf.shape[1] for leaf in _tree.leaves_by_path(batches).values() if leaf.ndim > 1]
+    return max(counts) if counts and min(counts) else None

@@ -21,8 +21,18 @@ def curvatures(
     columns: Columns,
     key: jax.Array,
     index: jax.Array,
+    rank: int | None = None,
 ) -> Any:
-    """A tree like ``state.projection`` of `Curvature`: what one batch has to say of each leaf."""
+    """A tree like ``state.projection`` of `Curvature`: what one batch has to say of each leaf.
+
+    Args:
+      state: whose leaves.
+      grads: of the batch.
+      columns: as for `rgo_jax.rls_update`; the rest likewise.
+      key: as above.
+      index: the number of the batch.
+      rank: with ``columns="each"``: try with so many vectors a leaf.
+    """
     leaves = _tree.leaves_by_path(grads)
     projections = _tree.leaves_by_path(state.projection)
     _state.check_paths(projections, leaves, "grads")
@@ -39,6 +49,8 @@ def curvatures(
 
     def leaf_curvature(path: _tree.Path, projection: jax.Array) -> Curvature:
         _, matrix = _state.pair(path, leaves[path], projections, "grads")
+        if rank is not None:
+            return _columns.of_rank(matrix.astype(projection.dtype), rank)
         signs = _columns.draw_signs(key, index, numbers[path], matrix.shape[1])
         return _columns.curvature(
             matrix.astype(projection.dtype), columns, signs.astype(projection.dtype)
@@ -55,6 +67,7 @@ def joined(stacked: Any) -> Any:
             vectors=leaf.vectors.reshape(-1, leaf.vectors.shape[-1]),
             energy=jnp.sum(leaf.energy, axis=0),
             num_skipped=jnp.sum(leaf.num_skipped, dtype=jnp.int32),
+            is_whole=jnp.all(leaf.is_whole),
         )
 
     return jax.tree.map(join, stacked, is_leaf=lambda node: isinstance(node, Curvature))
