@@ -29,6 +29,16 @@ validation=(--methods rgo --seeds 2 --preset recommended --validation)
 validation+=(--out benchmarks/results/validation)
 python -m benchmarks run "${mnist[@]}" "${validation[@]}"
 python -m benchmarks run "${mnist[@]}" --alpha 0.03 "${validation[@]}"
+python -m benchmarks run "${mnist[@]}" --alpha 0.3 "${validation[@]}"
+python -m benchmarks run "${mnist[@]}" --learning-rate 0.3 "${validation[@]}"
+python -m benchmarks run "${mnist[@]}" --head per_task "${validation[@]}"
+python -m benchmarks run "${mnist[@]}" --online "${validation[@]}"
+# The same with biases that are trained in every task.
+validation+=(--biases own)
+python -m benchmarks run "${mnist[@]}" "${validation[@]}"
+python -m benchmarks run "${mnist[@]}" --alpha 0.03 "${validation[@]}"
+python -m benchmarks run "${mnist[@]}" --head per_task "${validation[@]}"
+python -m benchmarks run "${mnist[@]}" --momentum 0.5 --learning-rate 0.1 "${validation[@]}"
 python -m benchmarks run permuted-mnist --alpha 0.01 "${validation[@]}"
 python -m benchmarks run permuted-mnist --no-protect-biases "${validation[@]}"
 python -m benchmarks run permuted-mnist --no-protect-biases --columns mean --alpha 0.0015 \
