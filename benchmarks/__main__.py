@@ -22,7 +22,6 @@ from benchmarks.run import checks, command_line, dry_run, experiment, results
 from benchmarks.run.jobs import Job, lock_jobs
 from benchmarks.run.provenance import num_cores, provenance
 
-_RESULTS = Path("benchmarks") / "results"
 _DEFAULT = presets.BENCHMARKS[:1]
 
 
@@ -72,7 +71,14 @@ def make_parser() -> argparse.ArgumentParser:
     run = add("run", "run benchmarks; write a JSON for each run, and a figure, to --out", _run)
     command_line.add_arguments(run)
     report = add("report", "make the tables and figures of a folder of results", _report)
-    report.add_argument("folder", metavar="FOLDER", nargs="?", type=Path, default=_RESULTS)
+    report.add_argument(
+        "folder",
+        metavar="FOLDER",
+        nargs="?",
+        type=Path,
+        default=command_line.DEFAULT_OUT,
+        help="of results (default: %(default)s)",
+    )
     perf.add_arguments(add("perf", "measure what RGO costs on this machine", perf.run))
     add("list", "list datasets, networks, methods and presets", _list)
     return parser

@@ -41,8 +41,8 @@ class Problem(NamedTuple):
       init: from a key to fresh parameters.
       logits: ``(params, x, task_id, statistics=None) -> [b, num_classes]``. With ``statistics``
         batch normalisation is by them, without by the batch's own.
-      protected: from parameters to a mask (a prefix tree of bools): those trained in more than
-        one task.
+      protected: from parameters to a mask (a prefix tree of bools): those of layers that more than
+        one task trains, their biases too.
       freeze: ``(params, task_id) -> params`` with the same values, through which no gradient flows
         to parameters that this task does not train any more. For methods whose loss in one task
         has examples of another; `logits` sees to it where all are of one.
@@ -172,7 +172,7 @@ class MethodSpec(NamedTuple):
         accuracy is then measured once, and no head policy applies.
       learning_rates: its authors', by dataset, where they are not the protocol's.
       networks: its authors', by the protocol's network, where they are not that.
-      setting: a key of `benchmarks.presets.SETTINGS`: whose its results in the paper are.
+      setting: a key of `benchmarks.presets.protocols.SETTINGS`: whose its results in the paper are.
       options: a dataclass of the numbers and choices that are its own.
       batch_norm: whether it keeps `Statistics`, so that networks may have batch normalisation.
     """

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.data.files import atomic_write
-from benchmarks.methods.base import check_choice
+from benchmarks.methods.base import check_choice, check_count, switch
 from benchmarks.networks.architectures import ARCHITECTURES
 from benchmarks.perf.consolidation import measure_consolidation, measure_tasks
 from benchmarks.perf.layers import measure_convolutions, measure_device
@@ -52,14 +52,15 @@ def run(arguments: argparse.Namespace, command: str, console: Console) -> None:
     """Measures, writes the page and shows it.
 
     Raises:
-      ValueError: an unknown network.
+      ValueError: an unknown network, or a number that is none.
     """
     names = arguments.networks.split(",")
     for name in names:
         check_choice("networks", name, tuple(ARCHITECTURES))
-    batch_sizes = [int(size) for size in arguments.batch_sizes.split(",")]
-    dims = [int(d) for d in arguments.dims.split(",")]
-    tasks = [int(count) for count in arguments.tasks.split(",")]
+    batch_sizes = _counts("batch_sizes", arguments.batch_sizes)
+    dims = _counts("dims", arguments.dims)
+    tasks = _counts("tasks", arguments.tasks)
+    check_count("rounds", arguments.rounds)
     # Consolidation first: calls of `rls_update` make a new P each, which takes up to half of their
     # time, unless what ran before has left freed memory of that size with the allocator.
     consolidation = measure_consolidation(dims, arguments.rounds)
@@ -77,3 +78,13 @@ def run(arguments: argparse.Namespace, command: str, console: Console) -> None:
     with atomic_write(arguments.out) as temporary:
         temporary.write_text(text)
     console.print(text, highlight=False)
+
+
+def _counts(name: str, text: str) -> list[int]:
+    """The integers of ``"10,64"``."""
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"{switch(name)} is {text!r}; expected integers, separated by commas.")
+    for part in parts:
+        check_count(name, int(part))
+    return [int(part) for part in parts]

@@ -36,7 +36,7 @@ class Config:
       batch_size: in training and in the curvature pass.
       network: a key of `ARCHITECTURES`.
       initial_values: a key of `INITIAL_VALUES`.
-      biases: a key of `BIASES`, of fully connected layers.
+      biases: a key of `BIASES`; "input" is of fully connected layers only.
       conv_biases: whether convolutions have biases.
       interpolation: a name of `INTERPOLATIONS`, of rotated images.
       training_images: so many of the first in the dataset are used; None for all.

@@ -97,6 +97,7 @@ _RECOMMENDED_MNIST: dict[str, Any] = {
     "columns": "signs",
     "alpha": 0.1,
 }
+# Not chosen in a sweep: no run of it is in benchmarks/results.
 _RECOMMENDED_IMAGES: dict[str, Any] = {
     "fel_on_convs": False,
     "normalize": False,

@@ -26,7 +26,7 @@ class Checkpoints:
       path: the file.
       experiment: all that decides the run's numbers, as JSON has it; a checkpoint of another
         experiment is refused.
-      origin: where what is measured from now on comes from, as `benchmarks.run.results.provenance`
+      origin: where what is measured from now on comes from, as `benchmarks.run.provenance.provenance`
         has it.
 
     Attributes:

@@ -18,7 +18,7 @@ from benchmarks.presets import ablation
 from benchmarks.run import results
 
 DEFAULT_METHODS = "rgo,sgd"
-_DEFAULT_OUT = Path("results")
+DEFAULT_OUT = Path("results")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--methods",
-        help=f"comma-separated, any of {', '.join(METHODS)} (default: {DEFAULT_METHODS})",
+        help=f"comma-separated, any of {', '.join(METHODS)} (default: {DEFAULT_METHODS}; with --ablation "
+        f"{','.join(ablation.METHODS_ABLATED)})",
     )
     parser.add_argument(
         "--seeds",
@@ -75,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         metavar="FOLDER",
         type=Path,
-        default=_DEFAULT_OUT,
+        default=DEFAULT_OUT,
         help="folder for results (default: %(default)s)",
     )
     parser.add_argument(

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from rgo_jax import _consolidate, _warnings
+from rgo_jax import _consolidate, _folding, _warnings
 from rgo_jax._columns import Columns
 from rgo_jax.nnx import _gradients
 
@@ -20,7 +20,7 @@ def consolidate(
     alpha: Any = 0.01,
     columns: Columns = "mean",
     key: jax.Array | None = None,
-    block_size: int = 128,
+    block_size: int = _folding.BLOCK_SIZE,
 ) -> None:
     """Folds a finished task into the state of an NNX optimizer, in place.
 
