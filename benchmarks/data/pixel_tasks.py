@@ -15,7 +15,8 @@ from benchmarks.data.limits import check_memory
 from benchmarks.data.pixels import bilinear_rotation, gather_pixels, rotation_index
 from benchmarks.data.task import Pool, Sequence
 
-# The 20 rotations of the harness of Chaudhry et al., in degrees counter-clockwise; the same in every run.
+# The 20 rotations of the harness of Chaudhry et al., in degrees counter-clockwise; the same in
+# every run.
 LOS_ANGLES = (
     7.599797, 17.698082, 20.501815, 35.508837, 39.884129, 48.567038, 57.105131, 69.147087,
     79.353263, 87.098248, 98.922619, 106.190452, 110.190604, 120.896001, 134.619921, 135.283019,

@@ -52,8 +52,8 @@ the last one, BWT the mean change since a task was learned, both in percent, mea
 deviation over seeds. *paper* is [arXiv 2201.12522](https://arxiv.org/abs/2201.12522), *diff* ours
 minus the paper's. Minutes are wall time of all seeds together, compilation included. *Kept* is
 what one seed keeps from one task for the next, beside the network, with room for all of its tasks.
-RGO-2 is RGO without feature encoding layers; STL trains a model for each task alone. A command is one
-of the commit beside it; `benchmarks/reproduce.sh` has today's.
+RGO-2 is RGO without feature encoding layers; STL trains a model for each task alone. A command is
+one of the commit beside it; `benchmarks/reproduce.sh` has today's.
 """
 
 

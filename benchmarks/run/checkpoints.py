@@ -26,8 +26,8 @@ class Checkpoints:
       path: the file.
       experiment: all that decides the run's numbers, as JSON has it; a checkpoint of another
         experiment is refused.
-      origin: where what is measured from now on comes from, as `benchmarks.run.provenance.provenance`
-        has it.
+      origin: where what is measured from now on comes from, as
+        `benchmarks.run.provenance.provenance` has it.
 
     Attributes:
       origins: where the run's numbers come from: a checkpoint's, once restored, then ``origin``.
