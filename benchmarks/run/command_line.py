@@ -46,8 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--methods",
-        help=f"comma-separated, any of {', '.join(METHODS)} (default: {DEFAULT_METHODS}; with --ablation "
-        f"{','.join(ablation.METHODS_ABLATED)})",
+        help=(
+            f"comma-separated, any of {', '.join(METHODS)} (default: {DEFAULT_METHODS}; with "
+            f"--ablation {','.join(ablation.METHODS_ABLATED)})"
+        ),
     )
     parser.add_argument(
         "--seeds",
