@@ -236,7 +236,7 @@ def test_axes_that_do_not_lead(axes, shape, to_matrix):
     for given in (grads, rgo_jax.value_and_grad(loss, state)(params)[1]):
         updates, _ = tx.update(given, state)
         assert updates.shape == shape
-        np.testing.assert_allclose(to_matrix(updates), expected, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(to_matrix(updates), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_inputs_of_old_tasks_are_protected_in_kernels_stored_out_in():
