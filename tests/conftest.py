@@ -14,9 +14,8 @@ hypothesis.settings.load_profile("rgo_jax")
 # Compiling is most of what the tests take. LLVM's optimizations are left out; XLA's own are not.
 # In the environment too, for the processes that tests start.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-jax.config.update(
-    "jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
-)
+_QUICKLY_COMPILED = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
+jax.config.update("jax_disable_most_optimizations", _QUICKLY_COMPILED)
 
 # Shapes that only broadcast by accident are errors, here as in the code of strict users.
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -39,6 +38,14 @@ def pytest_configure(config: pytest.Config) -> None:
     for name, value in settings.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
+
+
+@pytest.fixture
+def optimized() -> Iterator[None]:
+    """Programs are compiled as users compile them: for tests of what rounds alike only then."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", _QUICKLY_COMPILED)
 
 
 _compilations = 0
