@@ -198,33 +198,6 @@ def test_remat_scan_and_vmap():
         assert_close(first, nnx.to_pure_dict(expected), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("axis", [1, pytest.param(0, marks=pytest.mark.slow)])
-def test_stacks_of_one_layer(axis):
-    """Whatever the stacked axis: a stacked kernel is not taken for the layer's own."""
-    axes = nnx.StateAxes({nnx.Param: axis})
-
-    def stack(linear):
-        @nnx.vmap(in_axes=0, out_axes=axes)
-        def make(key):
-            return linear(6, 6, rngs=nnx.Rngs(key))
-
-        return make(jax.random.split(jax.random.key(1), 1))
-
-    def loss(layers):
-        @nnx.scan(in_axes=(axes, nnx.Carry), out_axes=nnx.Carry, length=1)
-        def forward(layer, x):
-            return jnp.tanh(layer(x))
-
-        return jnp.sum(forward(layers, jax.random.normal(jax.random.key(0), (3, 6))) ** 2)
-
-    plain, ours = stack(nnx.Linear), stack(rgo_jax.nnx.Linear)
-    tx = rgo_jax.scale_by_rgo(normalize=False)
-    params = nnx.state(plain)
-    state = rgo_jax.rls_update(tx.init(params), params)
-    expected, _ = tx.update(nnx.grad(loss)(plain), state)
-    assert_close(projected(loss, optimizer_of(ours, state), ours), expected, rtol=1e-3, atol=1e-4)
-
-
 @pytest.mark.parametrize("transpose_kernel", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_transposed_convolutions(transpose_kernel):
     """Flax's own, between layers of ours; its kernel may be ``[*window, out, in]``."""

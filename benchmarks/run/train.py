@@ -4,9 +4,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-
 from benchmarks.data import Dataset
 from benchmarks.methods import MethodSpec
 from benchmarks.presets import Config
@@ -86,8 +83,8 @@ def _next_task(
     before: Progress, programs: Programs, single_task: bool, observer: Observer
 ) -> Progress:
     started = time.perf_counter()
-    task_id, measured = before.tasks_done, jax.tree.map(np.copy, before.measured)
-    r, train, losses, task_seconds, _ = measured
+    task_id = before.tasks_done
+    r, train, losses, task_seconds = (array.copy() for array in before.measured[:4])
     state, epochs = programs.start(before.state, task_id)
     for piece in range(programs.num_pieces):
         state, loss = programs.steps(state, epochs, task_id, piece)
@@ -102,4 +99,5 @@ def _next_task(
     if single_task or task_id == len(task_seconds) - 1:
         train[:, learned] = programs.accuracy["train"](state, learned)
     task_seconds[task_id] = time.perf_counter() - started
+    measured = before.measured._replace(r=r, train=train, losses=losses, task_seconds=task_seconds)
     return Progress(task_id + 1, measured, state)

@@ -32,3 +32,9 @@ def jobs_run(folder, monkeypatch):
 
     monkeypatch.setattr(cli.Job, "run", run)
     return found
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """Decoded arrays are kept apart from the user's."""
+    monkeypatch.setenv("RGO_JAX_CACHE", str(tmp_path / "cache"))
