@@ -131,9 +131,9 @@ def _run(arguments: argparse.Namespace, command: str, console: Console) -> None:
             console.print(pages.terminal_table(finished))
             for divergence in pages.divergences(finished):
                 console.print(divergence)
-            figure = arguments.out / benchmark / "accuracy"
-            pages.replace_all(figures.accuracy(benchmark, finished, figure))
-            console.print(f"Results and {figure.with_suffix('.png')} are in {arguments.out}.")
+            path = arguments.out / benchmark / "accuracy"
+            pages.replace_all(figures.render(figures.accuracy(benchmark, finished), path))
+            console.print(f"Results and {path.with_suffix('.png')} are in {arguments.out}.")
 
 
 def _jobs(
@@ -169,7 +169,7 @@ def _jobs(
         differing = {
             field: value
             for field, value in changes.items()
-            if value != preset.flat.get(field, value)
+            if value != preset.flat.get(field, value) and field != "forward_transfer"
         }
         if config.protocol != default.protocol:
             differing = {"protocol": config.protocol} | differing

@@ -8,6 +8,10 @@ from rgo_jax._geometry import ProjectionSpec as ProjectionSpec
 from rgo_jax._gradients import value_and_grad as value_and_grad
 from rgo_jax._metrics import average_accuracy as average_accuracy
 from rgo_jax._metrics import backward_transfer as backward_transfer
+from rgo_jax._metrics import forgetting as forgetting
+from rgo_jax._metrics import forward_transfer as forward_transfer
+from rgo_jax._metrics import intransigence as intransigence
+from rgo_jax._metrics import learning_accuracy as learning_accuracy
 from rgo_jax._projected import ProjectedGradient as ProjectedGradient
 from rgo_jax._rls import rls_update as rls_update
 from rgo_jax._sharding import projection_sharding as projection_sharding
@@ -35,6 +39,10 @@ __all__ = [
     "curvature_output",
     "fel_encode",
     "fel_permutation",
+    "forgetting",
+    "forward_transfer",
+    "intransigence",
+    "learning_accuracy",
     "projection_memory",
     "projection_sharding",
     "projection_stats",

@@ -15,8 +15,8 @@ class ProjectionStats(NamedTuple):
     Attributes:
       dim: d, the fan-in of the parameter.
       trace: tr P; d before the first task, less with each one.
-      min_eigenvalue: the weight of the most protected direction; 1 is free.
-      max_eigenvalue: the weight of the freest direction; 1 as long as one is untouched.
+      eigenvalues: ``[d]``, ascending: the weight of each direction, from the most protected one to
+        the freest. 1 is untouched.
       effective_rank: ``exp`` of the entropy of the normalised eigenvalues (Roy and Vetterli,
         EUSIPCO 2007): how many directions are left to learn in, from 1 to d.
       coverage: the share of the columns' energy that has been folded in: the sum of ``|v|^2`` over
@@ -30,8 +30,7 @@ class ProjectionStats(NamedTuple):
 
     dim: int
     trace: jax.Array
-    min_eigenvalue: jax.Array
-    max_eigenvalue: jax.Array
+    eigenvalues: jax.Array
     effective_rank: jax.Array
     coverage: jax.Array
     num_skipped: jax.Array
@@ -85,8 +84,7 @@ def _stats(
     return ProjectionStats(
         dim=projection.geometry.dim,
         trace=jnp.sum(eigenvalues),
-        min_eigenvalue=eigenvalues[0],
-        max_eigenvalue=eigenvalues[-1],
+        eigenvalues=eigenvalues,
         effective_rank=jnp.exp(entropy),
         coverage=energy[0] / energy[1],
         num_skipped=num_skipped,

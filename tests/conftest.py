@@ -11,11 +11,16 @@ import pytest
 hypothesis.settings.register_profile("rgo_jax", deadline=None, max_examples=20, derandomize=True)
 hypothesis.settings.load_profile("rgo_jax")
 
-# Compiling is most of what the tests take. LLVM's optimizations are left out; XLA's own are not.
-# In the environment too, for the processes that tests start.
+# Compiling is most of what the tests take. LLVM's optimizations are left out (in the environment,
+# for processes that tests start too), and XLA's quicker code generator for CPUs is taken.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 _QUICKLY_COMPILED = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
 jax.config.update("jax_disable_most_optimizations", _QUICKLY_COMPILED)
+if _QUICKLY_COMPILED:
+    with pytest.MonkeyPatch.context() as environment:
+        flags = os.environ.get("XLA_FLAGS", "")
+        environment.setenv("XLA_FLAGS", f"{flags} --xla_cpu_use_fusion_emitters=false")
+        jax.devices()  # XLA reads its flags once
 
 # Shapes that only broadcast by accident are errors, here as in the code of strict users.
 jax.config.update("jax_numpy_rank_promotion", "raise")

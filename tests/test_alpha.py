@@ -88,6 +88,7 @@ def test_each_parameter_may_have_its_own(fold):
     check(state, body_kernel=0.3, body_bias=3.0, head_kernel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", ["signs", "each"])
 def test_it_is_the_same_alpha_for_all_columns(columns):
     for fold in FOLDS:

@@ -72,6 +72,7 @@ def test_a_transposed_convolution_of_flax():
     assert state.projection["kernel"].shape == (20, 20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("axis", "length"), [(0, 3), (0, 1), (1, 3), (1, 1)])
 def test_one_spec_for_a_stack_of_layers(axis, length):
     """Stacked along any axis, also a stack of one: as if they were apart."""
@@ -98,6 +99,7 @@ def test_one_spec_for_a_stack_of_layers(axis, length):
         chex.assert_trees_all_close(found, updated(single, own), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [None, -1, (-1, 0)])
 @pytest.mark.parametrize("layer", ["dense", "conv"])
 def test_fused_layers_with_specs(layer, axes):

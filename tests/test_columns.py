@@ -14,6 +14,7 @@ import rgo_jax
 import rgo_jax.nnx
 from rgo_jax import ProjectionSpec
 from tests import oracle
+from tests.marks import slow_but
 
 ALPHA = 0.01
 COLUMNS = ("mean", "signs", "each")
@@ -147,7 +148,7 @@ def test_equal_columns_give_the_mean_and_each_alike():
     assert float(jnp.trace(mean.projection)) < 2
 
 
-@pytest.mark.parametrize("columns", COLUMNS)
+@pytest.mark.parametrize("columns", slow_but(COLUMNS, "signs"))
 def test_consolidate_is_the_sequence_of_updates(columns):
     """With one key over two tasks, the second of which goes on where the first has stopped."""
     first, second = gradients(2, 3), gradients(3, 2)
@@ -263,6 +264,7 @@ def test_the_same_under_jit_vmap_and_scan(columns):
     assert distance(expected[0], expected[1]) > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", COLUMNS)
 def test_nnx(columns):
     model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))

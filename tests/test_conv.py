@@ -10,6 +10,7 @@ import pytest
 import rgo_jax
 import rgo_jax.linen
 from tests.gradients import gradients
+from tests.marks import slow_but
 
 CONVS = {
     "plain": ((3, 3), {}, (2, 8, 8, 3)),
@@ -36,11 +37,16 @@ CONVS = {
 # With 4 features rows are more than features, with 256 fewer.
 @pytest.mark.parametrize(
     ("name", "backend", "features"),
-    [
-        *((name, "cpu", 4) for name in CONVS),
-        *((name, "tpu", 4) for name in ("plain", "strides", "groups", "causal", "no batch")),
-        *((name, "tpu", 256) for name in ("plain", "strides", "dilation", "one row", "valid")),
-    ],
+    slow_but(
+        [
+            *((name, "cpu", 4) for name in CONVS),
+            *((name, "tpu", 4) for name in ("plain", "strides", "groups", "causal", "no batch")),
+            *((name, "tpu", 256) for name in ("plain", "strides", "dilation", "one row", "valid")),
+        ],
+        *((name, "cpu", 4) for name in ("plain", "strides", "dilation", "groups", "no batch")),
+        ("strides", "tpu", 4),
+        ("plain", "tpu", 256),
+    ),
 )
 def test_fused_conv(name, backend, features, monkeypatch):
     """As patches (on a CPU, a GPU, and where rows are few) and as XLA's convolution (elsewhere)."""

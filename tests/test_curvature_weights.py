@@ -60,6 +60,7 @@ examples = st.lists(st.booleans(), min_size=4, max_size=4).filter(any)
 seeds = st.integers(0, 10_000)
 
 
+@pytest.mark.slow
 @hypothesis.given(seed=seeds, mask=masks, hidden=st.sampled_from([0.0, 7.0, np.nan, -np.inf]))
 def test_classes_where_nothing_counts_are_as_if_left_out(seed, mask, hidden):
     """One mask for all examples; whatever the outputs are that it hides."""

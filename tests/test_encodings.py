@@ -172,6 +172,7 @@ BROADCAST = (("variable_broadcast", "encodings"),)
 STACKED = (("variable_axes", {"params": 0, "encodings": 0}),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "shapes"),
     [

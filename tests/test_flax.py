@@ -88,6 +88,7 @@ def train_linen(dense, projected, batch_size=8, tx=None):
 
 
 # 8 rows are fewer than 32 features (factored), but not fewer than the head's 3; 40 are more.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "batch_size", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (8, 40))]
 )

@@ -88,6 +88,7 @@ def test_losses_with_input_gradients_are_projected(rows):
     chex.assert_trees_all_close(projected(penalty, state, params), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_fused_layers_under_remat_scan_and_vmap():
     class Block(nn.Module):
         @nn.compact
@@ -155,6 +156,7 @@ def test_models_that_mix_layers():
             chex.assert_trees_all_close(updates, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transpose_kernel", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_transposed_convolutions(transpose_kernel):
     """Flax's own, between layers of ours; its kernel may be ``[*window, out, in]``."""
@@ -242,6 +244,7 @@ def test_empty_batch():
     chex.assert_trees_all_equal(grads, jax.tree.map(jnp.zeros_like, params))
 
 
+@pytest.mark.slow
 def test_what_users_set_is_used():
     """A map of their own or a mask: as with Flax's layer, and the gradient is projected too."""
 

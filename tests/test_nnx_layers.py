@@ -72,6 +72,7 @@ def projected(loss, optimizer, model, *args):
     return gradients(rgo_jax.nnx.value_and_grad(loss, optimizer)(model, *args)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second", "batch_size"),
     # 8 rows are fewer than 32 features (factored), but not fewer than the head's 3; 40 are more.
@@ -100,6 +101,7 @@ def test_two_tasks_train_as_with_plain_layers(first, second, batch_size):
     assert float(jnp.trace(state[0].projection["a"]["kernel"][...])) < 5.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONVS)
 def test_conv(name):
     window, options, shape = CONVS[name]
@@ -198,6 +200,7 @@ def test_remat_scan_and_vmap():
         assert_close(first, nnx.to_pure_dict(expected), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transpose_kernel", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_transposed_convolutions(transpose_kernel):
     """Flax's own, between layers of ours; its kernel may be ``[*window, out, in]``."""
@@ -318,6 +321,7 @@ def test_consolidation_of_models_that_count_and_draw():
     assert float(jnp.trace(optimizer.opt_state[0].projection["layer"]["kernel"][...])) < 5.9
 
 
+@pytest.mark.slow
 def test_specs_of_the_users_own():
     conv = rgo_jax.nnx.Conv(3, 64, (3, 3), use_bias=False, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (1, 5, 5, 3))

@@ -8,6 +8,7 @@ import pytest
 import rgo_jax
 from rgo_jax import ProjectionSpec
 from tests import oracle
+from tests.marks import slow_but
 
 ALPHA = 1.0
 COLUMNS = ("mean", "signs", "each")
@@ -51,8 +52,8 @@ def together(state, grads, **options):
     return rgo_jax.consolidate(state, lambda g: g, grads, alpha=ALPHA, block_size=4, **options)
 
 
-@pytest.mark.parametrize("form", SPECS)
-@pytest.mark.parametrize("columns", COLUMNS)
+@pytest.mark.parametrize("form", slow_but(SPECS, "full"))
+@pytest.mark.parametrize("columns", slow_but(COLUMNS, "mean"))
 @pytest.mark.parametrize("fold", [one_by_one, together])
 def test_only_the_vector_that_is_not_finite_is_left_out(fold, columns, form):
     """The rest is as if it were zero, which changes nothing."""
@@ -116,6 +117,7 @@ def test_a_batch_of_nothing_but_nan(fold, columns):
     assert int(stats["b"].num_skipped) == 0
 
 
+@pytest.mark.slow
 def test_float16_gradients_are_judged_in_the_dtype_of_p():
     """Their squares are far beyond float16 and well within float32."""
     params = {"w": jnp.zeros((3, 1), jnp.float16)}

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import rgo_jax
 from tests import oracle
+from tests.marks import slow_but
 
 SHAPES = {"vector": (7,), "dense": (12, 5), "conv": (3, 3, 4, 6), "column": (9, 1), "row": (1, 9)}
 
@@ -33,7 +34,7 @@ def fold_together(state, grads, alpha, block_size=128):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("alpha", [0.01, 0.1, 1.0])
+@pytest.mark.parametrize("alpha", slow_but([0.01, 0.1, 1.0], 0.01))
 @pytest.mark.parametrize("fold", [fold_one_by_one, fold_together])
 def test_projection_and_modified_gradient(name, alpha, fold):
     shape = SHAPES[name]
@@ -74,7 +75,7 @@ def test_many_seeds_and_layers_at_once(blocks):
 
         folded = rgo_jax.consolidate(state, grad_fn, jax.random.split(key, 40))
         stats = rgo_jax.projection_stats(folded)
-        return folded.projection, {name: layer.min_eigenvalue for name, layer in stats.items()}
+        return folded.projection, {name: layer.eigenvalues[0] for name, layer in stats.items()}
 
     keys = jax.random.split(jax.random.key(0), seeds)
     together = jax.jit(jax.vmap(fold))(keys)
@@ -82,6 +83,7 @@ def test_many_seeds_and_layers_at_once(blocks):
     jax.tree.map(partial(np.testing.assert_allclose, atol=3e-6), together, in_turn)
 
 
+@pytest.mark.slow
 def test_derivative_in_alpha_and_gradients():
     with oracle.enable_x64():
         grads = jax.random.normal(jax.random.key(0), (7, 5, 3), jnp.float64)
@@ -90,7 +92,7 @@ def test_derivative_in_alpha_and_gradients():
         def projection(grads, alpha):
             return fold_together(state, grads, alpha, block_size=4).projection["w"]
 
-        jax.test_util.check_grads(projection, (grads, 1.0), order=2)
+        jax.test_util.check_grads(jax.jit(projection), (grads, 1.0), order=2)
 
 
 def test_two_tasks_accumulate():
@@ -103,8 +105,8 @@ def test_two_tasks_accumulate():
 
 @hypothesis.given(
     seed=st.integers(0, 1000),
-    d=st.sampled_from([1, 2, 6]),
-    count=st.sampled_from([1, 5, 13]),
+    d=st.sampled_from([1, 6]),
+    count=st.sampled_from([1, 13]),
     block_size=st.sampled_from([1, 4, 200]),
     scale=st.sampled_from([1e-3, 1.0, 30.0]),
 )

@@ -59,6 +59,7 @@ def free_port():
         return found.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_many_devices_and_processes_learn_what_one_device_learns():
     script = str(ROOT / "tests" / "many_devices.py")
     one = finish(start([script, "1", "0", "0"], devices=1))
@@ -119,6 +120,7 @@ def test_no_device_ever_holds_a_whole_projection():
         assert "f32[64,64]" not in shapes
 
 
+@pytest.mark.slow
 def test_seeds_spread_over_devices_give_what_one_device_gives():
     program = """
         import dataclasses, json, jax
@@ -190,6 +192,7 @@ def test_sharding_errors():
         rgo_jax.projection_sharding(state, explicit, "data")
 
 
+@pytest.mark.slow
 def test_fused_layers_in_shard_map_and_on_explicit_meshes():
     """Fewer rows than features, and more: as the plain layer, on devices that share the batch."""
     assert run(
@@ -241,6 +244,7 @@ def cross_entropy(logits, y):
     return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(y)), y])
 
 
+@pytest.mark.slow
 def test_nnx_convolution_with_sharding_metadata():
     names = (None, None, None, "model")
 

@@ -43,6 +43,7 @@ def nnx_attention():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [linen_attention, nnx_attention])
 def test_attention(make):
     params = make()

@@ -15,6 +15,7 @@ from tests.test_nnx_layers import assert_close, optimizer_of
 from tests.test_nnx_layers import projected as nnx_projected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_linen_scan_over_layers(depth):
     """Under a scan over layers, of one layer too, beside one that keeps averages."""
@@ -53,6 +54,7 @@ def test_linen_scan_over_layers(depth):
     chex.assert_trees_all_close(updates, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [nn.scan, nn.vmap])
 @pytest.mark.parametrize("axis", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, -1))])
 def test_linen_stacks_of_one_layer(wrap, axis):

@@ -17,6 +17,7 @@ from flax import nnx
 
 import rgo_jax
 import rgo_jax.nnx
+from tests.marks import slow_but
 
 NORMS = {
     "BatchNorm": lambda name: nn.BatchNorm(use_running_average=False, name=name),
@@ -86,6 +87,7 @@ def test_other_names_are_no_batch_norm(name):
         rgo_jax.scale_by_rgo().init({name: {"scale": jnp.ones(3)}})
 
 
+@pytest.mark.slow
 def test_batch_norm_in_nnx_whatever_the_name():
     batches = (jnp.ones((5, 2, 3)), jnp.zeros((5, 2), jnp.int32))
     for norm, leaks in ((nnx.BatchNorm, True), (nnx.LayerNorm, False)):
@@ -102,6 +104,7 @@ def test_batch_norm_in_nnx_whatever_the_name():
             assert told[0].filename == __file__
 
 
+@pytest.mark.slow
 def test_what_the_warning_of_batch_norm_says_is_so():
     """Outputs for an old task change though no parameter does."""
     model = NnxNet(nnx.BatchNorm, nnx.Rngs(0))
@@ -156,7 +159,7 @@ def assert_told(messages, *beginnings):
         assert REMEDY in message
 
 
-@pytest.mark.parametrize("norm", ["LayerNorm", "GroupNorm"])
+@pytest.mark.parametrize("norm", slow_but(["LayerNorm", "GroupNorm"], "LayerNorm"))
 def test_the_mean_does_not_protect_what_is_before_a_normalisation(norm):
     """And the warnings say which kernel it is, and what protects it."""
     params, grad_fn, batches = problem(norm)
@@ -187,8 +190,8 @@ def test_the_mean_does_not_protect_what_is_before_a_normalisation(norm):
         np.testing.assert_allclose(kernel.coverage, 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("norm", ["none", "RMSNorm"])
-@pytest.mark.parametrize("columns", ["mean", "signs", "each"])
+@pytest.mark.parametrize("norm", slow_but(["none", "RMSNorm"], "none"))
+@pytest.mark.parametrize("columns", slow_but(["mean", "signs", "each"], "mean"))
 def test_ordinary_networks_are_protected_without_a_warning(norm, columns):
     params, grad_fn, batches = problem(norm)
 
@@ -204,6 +207,7 @@ def test_ordinary_networks_are_protected_without_a_warning(norm, columns):
     assert float(stats["Dense_0/kernel"].coverage) > 0.01
 
 
+@pytest.mark.slow
 def test_by_name_when_a_function_is_traced():
     """Numbers are not known then; `projection_stats` tells of them afterwards."""
     params, grad_fn, batches = problem("LayerNorm")
@@ -264,6 +268,7 @@ def test_other_names_are_no_normalisations_over_features(name):
     assert_told(told)
 
 
+@pytest.mark.slow
 def test_normalisations_over_features_in_nnx():
     """Called outside of jit, it tells by numbers; those of the state tell in any case."""
     batches = (jax.random.normal(jax.random.key(0), (5, 8, 3)), jnp.zeros((5, 8), jnp.int32))

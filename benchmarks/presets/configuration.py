@@ -47,6 +47,8 @@ class Config:
       fel_per_layer: whether each has permutations of its own; or those of equal width share theirs.
       fel_on_first_task: whether the first task is permuted.
       validation: measure accuracy on held-out training data instead of the test data.
+      forward_transfer: measure accuracy on tasks to come too, and on all before the first. Nothing
+        else depends on it.
       options: the method's own, fields of its `MethodSpec.options`.
     """
 
@@ -74,6 +76,7 @@ class Config:
     fel_per_layer: bool = True
     fel_on_first_task: bool = True
     validation: bool = False
+    forward_transfer: bool = False
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property

@@ -40,6 +40,7 @@ def _concatenate(parts: Sequence[Result]) -> Result:
         seeds=[seed for part in parts for seed in part.seeds],
         measured=Measurements(
             r=np.concatenate([each.r for each in measured]),
+            initial=np.concatenate([each.initial for each in measured]),
             train=np.concatenate([each.train for each in measured]),
             losses=np.concatenate([each.losses for each in measured]),
             task_seconds=np.sum([each.task_seconds for each in measured], axis=0),

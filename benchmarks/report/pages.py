@@ -12,7 +12,7 @@ from benchmarks.data.files import atomic_write
 from benchmarks.methods import METHODS
 from benchmarks.networks.layers import HEADS
 from benchmarks.presets import PRESETS, PROTOCOL_FIELDS
-from benchmarks.report import ablation, figures, heads_and_fel, markup, paper, tables
+from benchmarks.report import ablation, figures, heads_and_fel, markup, measures, paper, tables
 from benchmarks.report.merging import merge
 from benchmarks.run.results import Result
 
@@ -105,14 +105,16 @@ def write(results: Sequence[Result], folder: Path) -> Path:
         # Presets as they stand, where there are any: a dozen variants of each are not readable.
         plain = [result for result in of_benchmark if not result.changes]
         path = folder / benchmark / "accuracy"
-        rendered |= figures.accuracy(benchmark, plain or of_benchmark, path)
+        rendered |= figures.render(figures.accuracy(benchmark, plain or of_benchmark), path)
         drawn[benchmark] = f"{benchmark}/accuracy.png"
     see_also = ""
     if tables.have_a_row(results):
-        figure = figures.figure_1(results, folder / "figure-1")
-        rendered |= figure
-        text = tables.papers_tables(results, "figure-1.png" if figure else None)
-        rendered[folder / "TABLES.md"] = (text + heads_and_fel.markdown(results)).encode()
+        figure = figures.figure_1(results)
+        if figure is not None:
+            rendered |= figures.render(figure, folder / "figure-1")
+        text = tables.papers_tables(results, None if figure is None else "figure-1.png")
+        text += heads_and_fel.markdown(results) + measures.markdown(results)
+        rendered[folder / "TABLES.md"] = text.encode()
         see_also += "\nThe paper's tables, with ours beside, are in [TABLES.md](TABLES.md).\n"
     changed_one_by_one = ablation.markdown(results)
     if changed_one_by_one:

@@ -158,6 +158,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="measure on held-out training data: for choosing among settings",
     )
+    parser.add_argument(
+        "--forward-transfer",
+        action="store_true",
+        default=None,
+        help="measure accuracy on tasks to come too; takes as long again as measuring that so far",
+    )
     _add_options(parser)
 
 

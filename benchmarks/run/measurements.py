@@ -10,7 +10,10 @@ class Measurements(NamedTuple):
 
     Attributes:
       r: float64 ``[num_seeds, num_tasks, num_tasks]``: accuracy (0 to 1) on task k after task t;
-        NaN where k > t, for tasks to come, and where a seed diverged.
+        NaN for t to come, where a seed diverged, and, unless forward transfer is measured, where
+        k > t.
+      initial: float64 ``[num_seeds, num_tasks]``: accuracy on each task before the first; NaN
+        unless forward transfer is measured.
       train: float64 ``[num_seeds, num_tasks]``: accuracy on each task's training examples after
         the last task; NaN until then.
       losses: float64 ``[num_seeds, num_tasks]``: mean training loss over each task.
@@ -20,6 +23,7 @@ class Measurements(NamedTuple):
     """
 
     r: np.ndarray
+    initial: np.ndarray
     train: np.ndarray
     losses: np.ndarray
     task_seconds: np.ndarray
@@ -35,6 +39,7 @@ def no_measurements(num_seeds: int, num_tasks: int) -> Measurements:
     """Those of a run before its first task."""
     return Measurements(
         r=np.full((num_seeds, num_tasks, num_tasks), np.nan),
+        initial=np.full((num_seeds, num_tasks), np.nan),
         train=np.full((num_seeds, num_tasks), np.nan),
         losses=np.zeros((num_seeds, num_tasks)),
         task_seconds=np.zeros(num_tasks),

@@ -45,9 +45,11 @@ def parse(content: Any) -> dict[str, Any]:
       ValueError: it is not one; tells which value, and what was expected.
     """
     as_it_is: Check = lambda where, value: value  # noqa: E731
-    names = ("format", "method", "config", "changes", "seeds", "memory_bytes", "data", "provenance",
-             *Measurements._fields)  # fmt: skip
-    given = record("the file", content, dict.fromkeys(names, as_it_is), {})
+    names = ["format", "method", "config", "changes", "seeds", "memory_bytes", "data", "provenance",
+             *Measurements._fields]  # fmt: skip
+    names.remove("initial")  # results from before it was measured lack it
+    needed = dict.fromkeys(names, as_it_is)
+    given = record("the file", content, needed, {"initial": as_it_is})
     if given["format"] != FORMAT:
         refuse("format", given["format"], str(FORMAT))
     method = choice(METHODS)("method", given["method"])
@@ -62,7 +64,10 @@ def parse(content: Any) -> dict[str, Any]:
         "changes": _changes(given["changes"], config),
         "seeds": seeds,
         "measured": Measurements(
-            r=_r(given["r"], (*by_task, config.num_tasks)),
+            r=_r(given["r"], (*by_task, config.num_tasks), config.forward_transfer),
+            initial=array(by_task, optional(_SHARE))(
+                "initial", given.get("initial", [[None] * by_task[1]] * by_task[0])
+            ),
             # Null where a seed diverged.
             train=array(by_task, optional(_SHARE))("train", given["train"]),
             losses=array(by_task, optional(number()))("losses", given["losses"]),
@@ -122,11 +127,11 @@ def _changes(value: Any, config: presets.Config) -> dict[str, Any]:
     return {name: flat[name] for name in value}
 
 
-def _r(value: Any, shape: tuple[int, int, int]) -> np.ndarray:
-    """Accuracies: null above the diagonal, where the task lay in the future."""
+def _r(value: Any, shape: tuple[int, int, int], forward_transfer: bool) -> np.ndarray:
+    """Accuracies: null above the diagonal, where the task lay in the future, if so configured."""
     r: np.ndarray = array(shape, optional(_SHARE))("r", value)
     future = np.argwhere(np.triu(~np.isnan(r), 1))
-    if len(future):
+    if len(future) and not forward_transfer:
         seed, row, task = future[0].tolist()
         refuse(f"r[{seed}][{row}][{task}]", float(r[seed, row, task]), "null above the diagonal")
     return r

@@ -69,11 +69,26 @@ class Result(NamedTuple):
         return self._unless_diverged(rgo_jax.backward_transfer(self.measured.r))
 
     @property
-    def accuracy_curve(self) -> np.ndarray:
-        """``[num_seeds, num_tasks]``: mean accuracy in percent over the tasks so far."""
-        r = np.tril(self.measured.r)
-        means = r.sum(axis=2) / np.arange(1, r.shape[1] + 1)
-        return np.where(self._sound, 100 * means, np.nan)
+    def learning_accuracy(self) -> np.ndarray:
+        """Accuracy just after learning of each seed, in percent."""
+        return self._unless_diverged(rgo_jax.learning_accuracy(self.measured.r))
+
+    @property
+    def forgetting(self) -> np.ndarray:
+        """Of each seed, in percent."""
+        return self._unless_diverged(rgo_jax.forgetting(self.measured.r))
+
+    @property
+    def fwt(self) -> np.ndarray:
+        """FWT of each seed, in percent; NaN unless it was measured."""
+        return self._unless_diverged(
+            rgo_jax.forward_transfer(self.measured.r, self.measured.initial)
+        )
+
+    @property
+    def r(self) -> np.ndarray:
+        """R of each seed, from 0 to 1; NaN from the task on in which it diverged."""
+        return np.where(self._sound[:, :, None], self.measured.r, np.nan)
 
     @property
     def train_acc(self) -> np.ndarray:

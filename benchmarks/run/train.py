@@ -73,18 +73,24 @@ def run(
         measured=progress.measured._replace(compile_seconds=compile_seconds)
     )
     observer = observer or Observer()
+    # A model for each task alone transfers nothing.
+    ahead = config.forward_transfer and not spec.single_task
+    if ahead and not progress.tasks_done:
+        initial = programs.accuracy["test"](progress.state, range(config.num_tasks))
+        progress = progress._replace(measured=progress.measured._replace(initial=initial))
     while progress.tasks_done < config.num_tasks:
-        progress = _next_task(progress, programs, spec.single_task, observer)
+        progress = _next_task(progress, programs, spec.single_task, ahead, observer)
         observer.on_task(progress)
     return progress.measured
 
 
 def _next_task(
-    before: Progress, programs: Programs, single_task: bool, observer: Observer
+    before: Progress, programs: Programs, single_task: bool, ahead: bool, observer: Observer
 ) -> Progress:
     started = time.perf_counter()
     task_id = before.tasks_done
-    r, train, losses, task_seconds = (array.copy() for array in before.measured[:4])
+    names = ("r", "train", "losses", "task_seconds")
+    r, train, losses, task_seconds = (getattr(before.measured, name).copy() for name in names)
     state, epochs = programs.start(before.state, task_id)
     for piece in range(programs.num_pieces):
         state, loss = programs.steps(state, epochs, task_id, piece)
@@ -95,7 +101,8 @@ def _next_task(
         # Models of earlier tasks are kept as they were, so their accuracies stand.
         r[:, task_id, :task_id] = r[:, task_id - 1, :task_id]
     learned = [task_id] if single_task else list(range(task_id + 1))
-    r[:, task_id, learned] = programs.accuracy["test"](state, learned)
+    tested = list(range(len(task_seconds))) if ahead else learned
+    r[:, task_id, tested] = programs.accuracy["test"](state, tested)
     if single_task or task_id == len(task_seconds) - 1:
         train[:, learned] = programs.accuracy["train"](state, learned)
     task_seconds[task_id] = time.perf_counter() - started

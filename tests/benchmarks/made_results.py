@@ -26,6 +26,7 @@ def make_result(
         seeds=list(range(seeds)),
         measured=Measurements(
             r=np.where(np.tri(tasks, dtype=bool), r, np.nan),
+            initial=np.full((seeds, tasks), np.nan),
             train=np.full((seeds, tasks), train / 100),
             losses=np.zeros((seeds, tasks)),
             task_seconds=np.full(tasks, 80 / tasks),
@@ -39,6 +40,6 @@ def make_result(
 
 def diverge(result, seeds, task=0):
     """The same, but some seeds (by their place) are lost from a task on."""
-    r, train, losses = (each.copy() for each in result.measured[:3])
+    r, _, train, losses = (each.copy() for each in result.measured[:4])
     r[seeds, task:] = losses[seeds, task:] = train[seeds] = np.nan
     return result._replace(measured=result.measured._replace(r=r, train=train, losses=losses))

@@ -73,6 +73,7 @@ def row_of(folder, label):
     return [cell.strip() for cell in line.split("|")[2:-1]]
 
 
+@pytest.mark.slow
 def test_command_line(two_changes, tmp_path):
     argv = ["run", "--ablation", "permuted-digits", "--methods", "rgo", "--seeds", "2"]
     argv += ["--out", str(tmp_path)]
@@ -103,6 +104,7 @@ def test_command_line(two_changes, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.json")}
 
 
+@pytest.mark.slow
 def test_a_change_that_the_preset_has_already_is_not_run_again(two_changes, tmp_path, monkeypatch):
     same, smaller = Change("the same", {"alpha": 0.01}), Change("smaller", {"alpha": 0.001})
     monkeypatch.setattr(ablation, "CHANGES", (CHANGES[0], same, smaller))

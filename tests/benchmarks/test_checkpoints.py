@@ -19,7 +19,7 @@ import pytest
 from benchmarks import __main__ as cli
 from benchmarks.run import provenance, results, train
 from benchmarks.run.checkpoints import Checkpoints
-from benchmarks.run.measurements import Measurements
+from benchmarks.run.measurements import Measurements, no_measurements
 from benchmarks.run.train import Progress
 
 ROOT = Path(__file__).parent.parent.parent
@@ -75,6 +75,7 @@ def test_killed_run_goes_on_with_the_same_numbers(tmp_path, capsys):
     assert not list(killed.glob("*/*.checkpoint"))
 
 
+@pytest.mark.slow
 def test_results_of_other_data_stay_and_resume_does_not_hide_an_unfinished_run(tmp_path, capsys):
     def write_data(seed):
         rng = np.random.default_rng(seed)
@@ -116,6 +117,7 @@ def progress(tasks_done, value, size=3):
         tasks_done=tasks_done,
         measured=Measurements(
             r=np.full((1, 2, 2), value),
+            initial=np.full((1, 2), value / 2),
             train=np.full((1, 2), np.nan),
             losses=np.array([[1 / 3, value]]),
             task_seconds=np.zeros(2),
@@ -172,6 +174,7 @@ def test_seeds_may_be_spread_over_other_devices(tmp_path):
         assert restored.state["key"].dtype == expected.state["key"].dtype
 
 
+@pytest.mark.slow
 def test_checkpoints_may_be_fewer(tmp_path, monkeypatch, capsys):
     saved = []
     monkeypatch.setattr(Checkpoints, "save", lambda self, progress: saved.append(progress))
@@ -318,7 +321,7 @@ def test_a_whole_result_wins_over_a_checkpoint_that_cannot_be_read(tmp_path, mon
     run = ["run", "permuted-digits", "--methods", "sgd", "--seeds", "1", "--num-tasks", "2"]
     run += ["--resume", "--out", str(tmp_path)]
     r, per_task = np.array([[[0.5, np.nan], [0.5, 0.5]]]), np.full((1, 2), 0.5)
-    whole = Measurements(r, per_task, per_task, np.ones(2), compile_seconds=1.0)
+    whole = no_measurements(1, 2)._replace(r=r, train=per_task, losses=per_task)
     monkeypatch.setattr(train, "run", lambda *args: whole)
     assert cli.main(run) == 0
     (result,) = tmp_path.glob("*/*.json")

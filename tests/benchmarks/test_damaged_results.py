@@ -33,8 +33,8 @@ def whole():
 @pytest.fixture
 def undrawn(monkeypatch):
     """Figures are of one byte."""
-    drawn = lambda title, results, path: {path.with_suffix(".png"): b"."}  # noqa: E731
-    monkeypatch.setattr(figures, "accuracy", drawn)
+    rendered = lambda figure, path: {path.with_suffix(".png"): b"."}  # noqa: E731
+    monkeypatch.setattr(figures, "render", rendered)
 
 
 def below(folder):

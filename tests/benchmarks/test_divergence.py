@@ -61,8 +61,8 @@ def test_seeds_that_learned_are_not_averaged_with_those_that_did_not():
     assert markup.difference(part.acc, 90.0) == "-"
     assert not tables.is_far(part.acc, 10.0)
     # What had been learned before is known.
-    np.testing.assert_array_equal(np.isnan(part.accuracy_curve)[1], [False, True, True])
-    np.testing.assert_allclose(part.accuracy_curve[1, 0], 81)
+    np.testing.assert_array_equal(np.isnan(part.r)[1, :, 0], [False, True, True])
+    np.testing.assert_allclose(part.r[1, 0, 0], 0.81)
     (told,) = report.divergences([whole, part])
     assert told.startswith("permuted-mnist, rgo: seed 1 diverged: the loss")
     # In one result with others, too.
@@ -119,19 +119,16 @@ def test_tables_tell_it():
     assert "| 61.00 ± 1.00 / 0.00 | diverged |" in text
 
 
-def test_figures_end_where_it_diverged(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(figures, "_render", lambda fig, path: drawn.append(fig) or {})
+def test_figures_end_where_it_diverged():
     whole = make_result("rgo", 80, "permuted-mnist")
     found = [
         diverge(whole, [1], task=5),
         diverge(make_result("sgd", 50, "permuted-mnist"), [0, 1, 2]),
     ]
-    figures.accuracy("permuted-mnist", found, tmp_path / "accuracy")
-    figures.figure_1(found, tmp_path / "figure-1")
-    for fig in drawn:
-        fig.canvas.draw()
-    (axes,) = drawn[0].axes
+    figure = figures.accuracy("permuted-mnist", found)
+    for drawn in (figure, figures.figure_1(found)):
+        drawn.canvas.draw()
+    (axes,) = figure.axes
     rgo, sgd = axes.get_lines()
     assert np.isfinite(rgo.get_ydata()).sum() == 5
     assert not np.isfinite(sgd.get_ydata()).any()
@@ -139,18 +136,12 @@ def test_figures_end_where_it_diverged(tmp_path, monkeypatch):
     assert labels == ["RGO, 1 of 3 diverged", "SGD, diverged"]
 
 
-def test_figure_1_has_a_panel_for_what_has_been_run(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(figures, "_render", lambda fig, path: drawn.append(fig) or {path: b"."})
-    assert (
-        figures.figure_1([make_result("rgo", 80)], tmp_path / "figure-1") == {}
-    )  # none of Table 1
-    assert not drawn
+def test_figure_1_has_a_panel_for_what_has_been_run():
+    assert figures.figure_1([make_result("rgo", 80)]) is None  # none of Table 1
     found = [make_result("rgo", 90, "permuted-mnist"), make_result("sgd", 40, "rotated-mnist")]
     found.append(make_result("rgo", 70, protocol="table-1"))
     for count in (1, 2, 3):
-        assert figures.figure_1(found[:count], tmp_path / "figure-1")
-        titles = [axes.get_title() for axes in drawn[-1].axes]
+        titles = [axes.get_title() for axes in figures.figure_1(found[:count]).axes]
         assert titles == [
             "permuted-mnist, mlp", "rotated-mnist, mlp", "split-cifar100, resnet-18",
         ][:count]  # fmt: skip

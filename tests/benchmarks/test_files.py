@@ -14,7 +14,7 @@ import pytest
 from benchmarks import __main__ as cli
 from benchmarks.data import files
 from benchmarks.run import experiment, results, train
-from benchmarks.run.measurements import Measurements
+from benchmarks.run.measurements import no_measurements
 
 ROOT = Path(__file__).parent.parent.parent
 RUN = ["run", "permuted-digits", "--methods", "sgd", "--seeds", "1", "--num-tasks", "2"]
@@ -141,7 +141,7 @@ def test_any_folder_will_do(tmp_path, monkeypatch, capsys, name):
         return measured
 
     r, per_task = np.array([[[0.5, np.nan], [0.5, 0.5]]]), np.full((1, 2), 0.5)
-    measured = Measurements(r, per_task, per_task, np.ones(2), 1.0)
+    measured = no_measurements(1, 2)._replace(r=r, train=per_task, losses=per_task)
     begun = train.Progress(0, measured, {"w": jnp.zeros((1, 3))})
     monkeypatch.setattr(experiment, "memory_bytes", lambda *args: 0)
     monkeypatch.chdir(tmp_path)

@@ -61,6 +61,7 @@ def test_initial_values_of_a_network(head):
     assert not any(np.any(np.asarray(bias)) for bias in biases)
 
 
+@pytest.mark.slow
 def test_uniform_initial_values_of_a_residual_network():
     network = ResNet18(width=8, num_classes=3, num_tasks=2, head="shared", fel=False)
     params = jax.jit(network.init)(KEY, jnp.zeros((1, 8, 8, 3)), 0)["params"]

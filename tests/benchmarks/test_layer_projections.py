@@ -20,6 +20,7 @@ from tests.benchmarks.problems import (
 )
 
 
+@pytest.mark.slow
 def test_layer_inputs_are_what_kernels_are_multiplied_by():
     problem = network_problem(ConvNet(), (7, 6, 2))
     params = problem.init(jax.random.key(0))
@@ -87,6 +88,7 @@ def test_sgp_importance_by_hand():
     np.testing.assert_allclose(second.importance, [1, min(1, 0.8 + on_old), 1], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [None, 10.0])
 def test_gpm_in_the_layers_is_the_optax_transform(scale):
     problem = network_problem(ConvNet(), (7, 6, 2))
@@ -125,6 +127,7 @@ def test_gpm_in_the_layers_is_the_optax_transform(scale):
     assert np.linalg.norm(through) < 0.8 * np.linalg.norm(raw)
 
 
+@pytest.mark.slow
 def test_a_layer_without_free_directions_stays_as_it_is():
     """Every direction is taken, and rounding is all that is left of the projections."""
     params = {"layers_0": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}

@@ -292,6 +292,7 @@ def test_step_on_images_by_hand(narrow):
     np.testing.assert_array_equal(after.ring.filled[2], [True] * 4)
 
 
+@pytest.mark.slow
 def test_first_task_replays_nothing(narrow):
     shape = (4, 4, 3)
     method = los.los(problem_of("lenet-5", shape), IMAGES)

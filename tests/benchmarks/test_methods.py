@@ -16,6 +16,7 @@ from benchmarks.run import experiment, train
 from benchmarks.run import problem as problems
 from benchmarks.run.programs import compile_programs
 from tests.benchmarks.problems import task_of, two_tasks
+from tests.marks import slow_but
 
 
 def test_memory_is_counted_in_bytes(digits):
@@ -68,11 +69,7 @@ def test_forgets_less_than_sgd(digits, sgd, method):
     assert found.learned > sgd.learned - 0.05
 
 
-def slow_but(names, *quick):
-    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
-
-
-@pytest.mark.parametrize("method", slow_but(METHODS, "rgo", "stl", "ewc", "er-ring", "owm"))
+@pytest.mark.parametrize("method", slow_but(METHODS, "rgo", "stl"))
 def test_trains_on_the_losses_of_the_problem_and_on_no_others(digits, method):
     config, spec = two_tasks(method), METHODS[method]
     sequence = tasks.SEQUENCES["permuted"](digits, 2)
@@ -121,6 +118,7 @@ def test_without_the_trace_rule_later_tasks_are_learned_more_slowly(digits):
     assert slower_second > 1.02 * second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", slow_but(METHODS, "rgo", "gpm"))
 def test_seeds_under_vmap_call_lapack_in_turn_on_a_cpu(digits, monkeypatch, method):
     """Batched calls for several layers at once can wait for ever there; here none is run."""

@@ -189,6 +189,7 @@ def test_the_smallest_images_that_networks_take_leave_one_pixel():
         params_of(network, examples(5, 7, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("window", "strides"), [(2, 2), (3, 2), (3, 3), (2, 1)])
 @pytest.mark.parametrize("size", [(6, 7), (8, 9), (3, 5)])
 def test_max_pool_is_flaxs(window, strides, size):

@@ -86,6 +86,7 @@ def test_a_task_of_few_images_learns_as_long_as_the_others(tmp_path):
     assert (result.acc > 95).all()
 
 
+@pytest.mark.slow
 def test_own_data(tmp_path, capsys):
     rng = np.random.default_rng(0)
     write_npz(tmp_path / "mine.npz", rng.integers(0, 4, 400), tests=rng.integers(0, 4, 100))

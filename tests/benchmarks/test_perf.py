@@ -28,6 +28,7 @@ def test_the_state_does_not_grow_with_tasks():
     assert last["asymmetry"] == 0
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(layers, "CONVOLUTIONS", ((3, (4, 4, 2)),))
     monkeypatch.setattr(layers, "MATRIX", 64)

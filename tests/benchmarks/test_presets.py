@@ -36,6 +36,7 @@ ON_MNIST = {
     "fel_per_layer": False,
     "fel_on_first_task": False,
     "validation": False,
+    "forward_transfer": False,
 }
 ON_IMAGES = ON_MNIST | {
     "head": "masked",
@@ -109,6 +110,7 @@ HARNESS = {
     "fel_per_layer": True,
     "fel_on_first_task": True,
     "validation": False,
+    "forward_transfer": False,
     "options": {},
 }
 HARNESS_PROTOCOLS = {

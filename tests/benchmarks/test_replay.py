@@ -68,6 +68,7 @@ def test_draws_come_from_earlier_tasks_without_replacement():
     assert not replay.draw(ring, jax.random.key(0), jnp.int32(0), 5).weight.any()
 
 
+@pytest.mark.slow
 def test_er_trains_on_the_batch_and_the_replayed_examples_alike():
     w = np.array([[0.1, -0.2], [0.3, 0.4]])
     method = replay.er_ring(linear_problem(w))
@@ -87,6 +88,7 @@ def test_er_trains_on_the_batch_and_the_replayed_examples_alike():
     np.testing.assert_allclose(loss, own.mean(), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
 def test_replayed_examples_go_through_their_own_task(digits, head):
     """Networks with FEL and heads of their own give each example its own task's output."""

@@ -129,6 +129,7 @@ def test_columns():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protect_biases", [True, False])
 def test_the_sum_is_the_mean_with_an_alpha_of_its_own(protect_biases):
     """``alpha / m^2`` for a kernel of m columns, whatever its shape; a bias's is as it is."""

@@ -95,6 +95,7 @@ def test_split_deals_every_class_to_one_task(shape):
     assert len({str(order) for order in orders}) > 1
 
 
+@pytest.mark.slow
 def test_tasks_of_different_sizes_have_all_their_examples_and_as_many_steps():
     made = dataset(num_classes=4, per_class=40)
     kept = {0: 3, 1: 40, 2: 20, 3: 1}

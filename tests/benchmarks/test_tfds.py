@@ -216,6 +216,7 @@ class TestTfds:
         with pytest.raises(ValueError, match=r"its header promises \(9,\), but 2 bytes or"):
             tfds_source.read_idx(path)
 
+    @pytest.mark.slow
     @pytest.mark.skipif(
         not os.path.isdir(os.path.join(os.environ.get("TFDS_DATA_DIR", ""), "mnist")),
         reason="needs the real MNIST: set TFDS_DATA_DIR to a folder where TFDS prepared it",
@@ -229,6 +230,7 @@ class TestTfds:
         ]  # fmt: skip
         np.testing.assert_allclose(mnist.x_train.mean() / 255, 0.1307, atol=1e-4)
 
+    @pytest.mark.slow
     @pytest.mark.skipif(
         not os.path.isdir(os.path.join(os.environ.get("TFDS_DATA_DIR", ""), "cifar100")),
         reason="needs the real CIFAR-100: set TFDS_DATA_DIR to a folder where TFDS prepared it",

@@ -33,6 +33,7 @@ def test_convolutions_with_and_without_fel(on_convs, on_input):
     assert same == {"Conv_0": not first, "Conv_1": not on_convs, "Dense_0": False}
 
 
+@pytest.mark.slow
 def test_fel_is_the_experiments_to_choose(digits):
     def logits(**changes):
         config = presets.config("split-digits", network="lenet-5", **changes)

@@ -1,12 +1,10 @@
 import warnings
 
-import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import strategies as st
 
 import rgo_jax
 from tests import oracle
@@ -24,8 +22,7 @@ def test_stats_against_float64():
     assert stats.dim == 18
     assert stats.mib == 18 * 18 * 4 / 2**20
     np.testing.assert_allclose(stats.trace, np.trace(p), rtol=1e-5)
-    np.testing.assert_allclose(stats.min_eigenvalue, eigenvalues[0], rtol=1e-2)
-    np.testing.assert_allclose(stats.max_eigenvalue, eigenvalues[-1], rtol=1e-5)
+    np.testing.assert_allclose(stats.eigenvalues, eigenvalues, rtol=1e-2)
     np.testing.assert_allclose(
         stats.effective_rank, np.exp(-(share * np.log(share)).sum()), rtol=1e-4
     )
@@ -88,31 +85,3 @@ def test_energy_against_float64():
     np.testing.assert_allclose(signs[:, 0].mean(), whole, rtol=0.05)
     np.testing.assert_allclose(energy("each", keys[:1]), [[whole, whole]], rtol=1e-5)
     assert abs(in_mean / whole - 1) > 0.3
-
-
-R = [[0.9, np.nan, np.nan], [0.8, 0.95, np.nan], [0.5, 0.85, 0.7]]
-
-
-def test_metrics_by_hand():
-    np.testing.assert_allclose(rgo_jax.average_accuracy(R), (0.5 + 0.85 + 0.7) / 3, rtol=1e-6)
-    np.testing.assert_allclose(
-        rgo_jax.backward_transfer(R), ((0.5 - 0.9) + (0.85 - 0.95)) / 2, rtol=1e-6
-    )
-
-
-@hypothesis.given(seeds=st.integers(1, 4), tasks=st.sampled_from([1, 2, 5]))
-def test_metrics_keep_the_axis_of_seeds(seeds, tasks):
-    r = np.random.default_rng(seeds).uniform(size=(seeds, tasks, tasks))
-    for metric in (rgo_jax.average_accuracy, rgo_jax.backward_transfer):
-        together = jax.jit(metric)(r)
-        assert together.shape == (seeds,)
-        np.testing.assert_allclose(together, [metric(one) for one in r], atol=1e-6)
-    if tasks == 1:
-        assert not np.any(rgo_jax.backward_transfer(r))
-
-
-@pytest.mark.parametrize("shape", [(3,), (2, 3), (0, 0)])
-def test_metrics_refuse_what_is_not_square(shape):
-    for metric in (rgo_jax.average_accuracy, rgo_jax.backward_transfer):
-        with pytest.raises(ValueError, match="R has shape"):
-            metric(np.zeros(shape))
