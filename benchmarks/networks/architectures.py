@@ -87,6 +87,8 @@ ARCHITECTURES = {
     "vgg-11": _feed_forward(_CIFAR, _vgg((1, 64), (1, 128), (2, 256), (2, 512), (2, 512))),
     "vgg-13": _feed_forward(_CIFAR, _vgg((2, 64), (2, 128), (2, 256), (2, 512), (2, 512))),
     "resnet-18": Architecture(partial(ResNet18, width=64), _CIFAR),
+    # As the field's later papers have it.
+    "resnet-18-narrow": Architecture(partial(ResNet18, width=20), _CIFAR),
     # Of the authors' STL and SGD.
     "resnet-18-batch-norm": Architecture(partial(ResNet18, width=64, batch_norm=True), _CIFAR),
 }

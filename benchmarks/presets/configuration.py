@@ -40,6 +40,7 @@ class Config:
       conv_biases: whether convolutions have biases.
       interpolation: a name of `INTERPOLATIONS`, of rotated images.
       training_images: so many of the first in the dataset are used; None for all.
+      scrambled: whether colour images are scrambled as `Dataset.scrambled` has it.
       label_smoothing: what each label gives up, dealt out to all classes alike.
       fel: whether the network has feature encoding layers; None: as the method has it.
       fel_on_convs: whether they come before convolutions too, not before dense layers only.
@@ -69,6 +70,7 @@ class Config:
     conv_biases: bool = True
     interpolation: str = "nearest"
     training_images: int | None = None
+    scrambled: bool = False
     label_smoothing: float = 0.0
     fel: bool | None = None
     fel_on_convs: bool = True

@@ -11,6 +11,7 @@ PROTOCOL_FIELDS = frozenset(
         "training_images",
         "examples_per_task",
         "batch_size",
+        "scrambled",
         "interpolation",
         "fel",
         "fel_on_convs",

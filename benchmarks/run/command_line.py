@@ -133,6 +133,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--interpolation", help=f"of rotated images, one of {', '.join(INTERPOLATIONS)}"
     )
     changes.add_argument(
+        "--scrambled",
+        action="store_true",
+        default=None,
+        help=(
+            "colour images with their bytes out of order, as several published loaders of "
+            "CIFAR-100's superclasses have them"
+        ),
+    )
+    changes.add_argument(
         "--label-smoothing",
         metavar="SHARE",
         type=float,

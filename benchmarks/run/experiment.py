@@ -54,9 +54,11 @@ def data_of(config: Config, dataset: Dataset) -> Dataset:
     """What of a dataset an experiment uses: with ``validation`` no test data.
 
     Raises:
-      ValueError: nothing would be left to train on.
+      ValueError: nothing would be left to train on, or grey images are to be scrambled.
     """
     dataset = dataset.first(config.training_images)
+    if config.scrambled:
+        dataset = dataset.scrambled()
     if not config.validation:
         return dataset
     if len(dataset.x_train) < 2:

@@ -64,6 +64,21 @@ def test_validation_holds_out_training_data():
     np.testing.assert_array_equal(held_out.y_test, dataset.y_train[10:])
 
 
+def test_scrambled_is_what_a_loader_makes_that_takes_planes_for_pixels():
+    rng = np.random.default_rng(0)
+    files = rng.integers(0, 256, (5, 3 * 4 * 4), dtype=np.uint8)  # red, green, blue
+    right = files.reshape(5, 3, 4, 4).transpose(0, 2, 3, 1)
+    wrong = files.reshape(5, 4, 4, 3)
+    labels = np.arange(5, dtype=np.int32) % 2
+    scrambled = data.Dataset("d", right[:3], labels[:3], right[3:], labels[3:]).scrambled()
+    np.testing.assert_array_equal(scrambled.x_train, wrong[:3])
+    np.testing.assert_array_equal(scrambled.x_test, wrong[3:])
+    with pytest.raises(ValueError, match="--scrambled is for colour images, but those of d have"):
+        data.Dataset(
+            "d", right[:3, :, :, 0], labels[:3], right[3:, :, :, 0], labels[3:]
+        ).scrambled()
+
+
 def test_the_first_training_images():
     dataset = data.Dataset("d", **arrays())
     few = dataset.first(6)

@@ -37,6 +37,7 @@ ON_MNIST = {
     "fel_on_first_task": False,
     "validation": False,
     "forward_transfer": False,
+    "scrambled": False,
 }
 ON_IMAGES = ON_MNIST | {
     "head": "masked",
@@ -111,6 +112,7 @@ HARNESS = {
     "fel_on_first_task": True,
     "validation": False,
     "forward_transfer": False,
+    "scrambled": False,
     "options": {},
 }
 HARNESS_PROTOCOLS = {

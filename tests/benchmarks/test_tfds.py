@@ -247,6 +247,15 @@ class TestTfds:
         # Apples, mushrooms, oranges, pears and sweet peppers: fruit and vegetables.
         assert np.flatnonzero(cifar100.superclasses == 4).tolist() == [0, 51, 53, 57, 83]
         assert np.bincount(cifar100.superclasses).tolist() == [5] * 20
+        # The planes of an image are one scene in three colours, and so are neighbouring pixels.
+        images = cifar100.x_test[:500]
+        planes = [np.corrcoef(image.reshape(-1, 3).T)[0, 2] for image in images]
+        assert np.mean(planes) > 0.7
+
+        def neighbours(images):
+            return np.corrcoef(images[:, 1:].ravel(), images[:, :-1].ravel())[0, 1]
+
+        assert neighbours(cifar100.scrambled().x_test[:500]) < 0.8 < 0.9 < neighbours(images)
         # In mixed order: every class is held out, if not equally often.
         held_out = np.bincount(cifar100.validation().y_test, minlength=100)
         assert 50 < held_out.min() < held_out.max() < 120
