@@ -7,10 +7,10 @@ import pytest
 from benchmarks.methods import METHODS
 from benchmarks.networks.architectures import ARCHITECTURES
 from benchmarks.presets import BENCHMARKS
-from benchmarks.report import figures, heads_and_fel, markup, merging, paper, tables
+from benchmarks.report import figures, heads_and_fel, markup, measures, merging, paper, tables
 from benchmarks.report import pages as report
 from benchmarks.run import results
-from tests.benchmarks.made_results import make_result
+from tests.benchmarks.made_results import diverge, make_result
 
 
 def rows(text, *words):
@@ -273,7 +273,9 @@ def test_report_writes_tables_and_figure_1_where_there_is_a_row(tmp_path):
     text = report.write(results.load_all(tmp_path), tmp_path).read_text()
     assert "[TABLES.md](TABLES.md)" in text
     assert "NOTES.md" not in text
-    assert (tmp_path / "TABLES.md").read_text() == tables.papers_tables(found, "figure-1.png")
+    written = (tmp_path / "TABLES.md").read_text()
+    in_order = [found[-1], *RESULTS]
+    assert written == tables.papers_tables(found, "figure-1.png") + measures.markdown(in_order)
     assert (tmp_path / "figure-1.png").read_bytes()[:4] == b"\x89PNG"
     first = (tmp_path / "figure-1.svg").read_text()
     (tmp_path / "NOTES.md").write_text("why")
@@ -309,3 +311,36 @@ def test_rgo_2_is_rgo_without_fel_and_others_are_with_it_on_demand():
     assert not rows(text, "RGO-2")
     assert not rows(text, "SGD")
     assert heads_and_fel.markdown(found[-2:]) == ""
+
+
+def measured_ahead(result, before, initial):
+    """The same with accuracies on tasks to come, and on all before the first."""
+    tasks = result.config.num_tasks
+    r = np.where(np.tri(tasks, dtype=bool), result.measured.r, before / 100)
+    initial = np.full((len(result.seeds), tasks), initial / 100)
+    return result._replace(measured=result.measured._replace(r=r, initial=initial))
+
+
+def test_measures_beside_acc_and_bwt():
+    rgo = measured_ahead(make_result("rgo", 80, network="lenet-5"), before=15, initial=12)
+    rgo = rgo._replace(changes={})
+    r = rgo.measured.r.copy()
+    r[:, -1, 0] -= 0.19  # of one of 20 tasks; so much is forgotten of it
+    rgo = rgo._replace(measured=rgo.measured._replace(r=r))
+    alone = make_result("stl", 84, network="lenet-5")._replace(changes={})
+    (row,) = rows(measures.markdown([rgo, alone]), "RGO")
+    assert row == [
+        "split-cifar100", "RGO", "paper", "81.00 ± 1.00", "4.00 ± 0.00", "1.00 ± 0.00",
+        "-1.00 ± 0.00", "3.00 ± 0.00",
+    ]  # fmt: skip
+    for other in (alone._replace(seeds=[3, 4, 5]), make_result("stl", 84)):  # another network
+        (row,) = rows(measures.markdown([rgo, other]), "RGO")
+        assert row[4] == "-"
+    (row,) = rows(measures.markdown([make_result("sgd", 50), alone]), "SGD")
+    assert row[-1] == "-"  # not measured
+
+
+def test_measures_are_of_presets_as_they_stand():
+    changed = make_result("rgo", 80, alpha=0.5)
+    diverged = diverge(make_result("sgd", 50), [0])
+    assert measures.markdown([changed, diverged, make_result("stl", 84)]) == ""
