@@ -7,20 +7,17 @@ import jax
 import jax.monitoring
 import pytest
 
+from tests import compiling
+
 # One compilation can outlast hypothesis's default deadline; CI repeats the same examples.
 hypothesis.settings.register_profile("rgo_jax", deadline=None, max_examples=20, derandomize=True)
 hypothesis.settings.load_profile("rgo_jax")
 
-# Compiling is most of what the tests take. LLVM's optimizations are left out (in the environment,
-# for processes that tests start too), and XLA's quicker code generator for CPUs is taken.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-_QUICKLY_COMPILED = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
-jax.config.update("jax_disable_most_optimizations", _QUICKLY_COMPILED)
-if _QUICKLY_COMPILED:
-    with pytest.MonkeyPatch.context() as environment:
-        flags = os.environ.get("XLA_FLAGS", "")
-        environment.setenv("XLA_FLAGS", f"{flags} --xla_cpu_use_fusion_emitters=false")
-        jax.devices()  # XLA reads its flags once
+# Compiling is most of what the tests take.
+jax.config.update("jax_disable_most_optimizations", compiling.QUICKLY)
+with pytest.MonkeyPatch.context() as environment:
+    environment.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} {compiling.XLA_FLAG}")
+    jax.devices()  # XLA reads its flags once
 
 # Shapes that only broadcast by accident are errors, here as in the code of strict users.
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -50,7 +47,7 @@ def optimized() -> Iterator[None]:
     """Programs are compiled as users compile them: for tests of what rounds alike only then."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", _QUICKLY_COMPILED)
+    jax.config.update("jax_disable_most_optimizations", compiling.QUICKLY)
 
 
 _compilations = 0
