@@ -25,7 +25,7 @@
 
 # %%
 # Installs rgo_jax if it is missing: from what SOURCE names, such as git+https://..., from a wheel
-# beside this notebook, or from the checkout it is in. What is installed is never replaced.
+# beside this notebook, or from the checkout it is in. A jax that is new enough stays as it is.
 import importlib.util
 import pathlib
 import subprocess
@@ -33,13 +33,13 @@ import sys
 
 SOURCE = ""  # @param {type:"string"}
 if importlib.util.find_spec("rgo_jax") is None:
-    wheels = sorted(map(str, pathlib.Path().glob("rgo_jax-*.whl")))
-    checkouts = [
-        str(p.resolve()) for p in map(pathlib.Path, (".", "..")) if (p / "rgo_jax").is_dir()
-    ]
+    wheels = sorted(pathlib.Path().glob("rgo_jax-*.whl"), key=lambda p: -p.stat().st_mtime)
+    checkouts = [p for p in map(pathlib.Path, (".", "..")) if (p / "rgo_jax").is_dir()]
     found = [source for source in (SOURCE, *wheels, *checkouts) if source]
     assert found, "Upload a wheel of rgo_jax beside this notebook, or set SOURCE to a git address."
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", found[0]], check=True)
+    source = found[0] if found[0] == SOURCE else str(found[0].resolve())
+    needed = [source, "matplotlib", "scikit-learn"]
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *needed], check=True)
 
 # %%
 # %matplotlib inline
@@ -200,10 +200,11 @@ for name, curves in (("SGD", sgd), ("RGO", rgo)):
 # %% [markdown]
 # ## What RGO keeps: the matrix P
 #
-# SGD moves the kernel of a layer, `[d, m]`, along the gradient `g`. RGO moves it along `P g`, where
-# `P`, `[d, d]`, is kept for each parameter. Before the first task `P` is the identity: RGO is SGD.
-# After each task, every batch gives a vector `v`: the gradient of the layer, weighted by the
-# curvature of the loss, averaged over its columns. It is folded in,
+# SGD moves the kernel of a layer, `[d, m]`, along the gradient `g` of the loss. RGO moves it along
+# `P g`, where `P`, `[d, d]`, is kept for each parameter. Before the first task `P` is the identity:
+# RGO is SGD. After each task, every batch gives a vector `v`. It is the gradient of the network's
+# outputs for the right labels, each weighted by the root of the loss's curvature there and all of
+# the batch added up, as a mean over the kernel's `m` columns. It is folded in,
 #
 # $$P \leftarrow P - \frac{P v v^\top P}{\alpha + v^\top P v},$$
 #
@@ -236,9 +237,9 @@ plots.remaining_room(stats)
 # ## The trace rule
 #
 # A `P` whose eigenvalues shrink would make every later task slower to learn. RGO multiplies `P g`
-# by `d / tr P`, for each parameter, so that the mean step stays that of SGD: of all ways to protect
-# what is known with steps of that size this is the one with the least harm (Theorem 2 of the
-# paper).
+# by `d / tr P`, for each parameter. For gradients of no preferred direction the loss then falls on
+# average as fast as with SGD (Theorem 1 of the paper). And of all matrices with such a trace RGO's
+# has the lowest bound on how much of the earlier tasks is forgotten (Theorem 2).
 
 # %%
 for number, after in enumerate(stats):
@@ -281,7 +282,8 @@ show(**{"RGO": rgo, "RGO with FEL": with_fel})
 # %% [markdown]
 # ## More tasks
 #
-# Five tasks in turn. Each line is the accuracy on one task from when it was learned.
+# Five tasks in turn, with and without each of the two ideas. Each line is the accuracy on one task
+# from when it was learned.
 
 # %%
 NUM_TASKS = 5
@@ -296,6 +298,8 @@ def matrix(curves):
 rgo_curves, states = learn(rgo_jax.rgo(0.3), encoded, NUM_TASKS)
 r = {
     "SGD": matrix(learn(optax.sgd(0.3), num_tasks=NUM_TASKS, remember=False)[0]),
+    "SGD with FEL": matrix(learn(optax.sgd(0.3), encoded, NUM_TASKS, remember=False)[0]),
+    "RGO": matrix(learn(rgo_jax.rgo(0.3), num_tasks=NUM_TASKS)[0]),
     "RGO with FEL": matrix(rgo_curves),
 }
 plots.task_accuracy_curves(r)

@@ -141,8 +141,8 @@ def intransigence(r: jax.typing.ArrayLike, single_task: jax.typing.ArrayLike) ->
       0.25
 
     References:
-      Chaudhry et al., Riemannian walk for incremental learning, 2018, section 3; there the
-      reference is a model trained on all tasks so far. https://arxiv.org/abs/1801.10112
+      Chaudhry et al., Riemannian walk for incremental learning, 2018, section 3; there it is
+      of one task, and the reference is a model trained on all tasks so far. https://arxiv.org/abs/1801.10112
     """
     r = _square(r)
     return _mean(_by_task(single_task, r, "single_task") - _diagonal(r))
@@ -190,18 +190,15 @@ def _square(r: jax.typing.ArrayLike) -> jax.Array:
 
 
 def _by_task(values: jax.typing.ArrayLike, r: jax.Array, name: str) -> jax.Array:
-    """The accuracies beside R, which may lack R's axes in front or have more."""
-    expected = f"[..., {r.shape[-1]}], one accuracy for each task of R"
-    values = _real(values, name, expected)
-    if not values.ndim or values.shape[-1] != r.shape[-1]:
-        raise ValueError(f"{name} has shape {values.shape}; expected {expected}.")
-    try:
-        jnp.broadcast_shapes(values.shape[:-1], r.shape[:-2])
-    except ValueError:
+    """The accuracies beside R, with or without R's axes in front."""
+    shape = (r.shape[-1],)
+    values = _real(values, name, f"{shape} or {(*r.shape[:-2], *shape)}")
+    if values.shape not in (shape, (*r.shape[:-2], *shape)):
         raise ValueError(
-            f"{name} has shape {values.shape} and R {r.shape}; expected the same axes in front, "
-            "or none."
-        ) from None
+            f"{name} has shape {values.shape} and R {r.shape}; expected an accuracy for each task, "
+            f"{shape}, or also for each of R's axes in front, {(*r.shape[:-2], *shape)}. Of a "
+            "whole matrix pass the diagonal."
+        )
     # Broadcast by hand, for those who make implicit promotion of ranks an error.
     return values.reshape((1,) * (r.ndim - 1 - values.ndim) + values.shape)
 

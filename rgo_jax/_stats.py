@@ -49,7 +49,7 @@ def projection_stats(opt_state: optax.OptState) -> dict[str, ProjectionStats]:
       A `ProjectionStats` under each parameter's path, such as ``"Dense_0/kernel"``.
 
     Raises:
-      ValueError: no `rgo_jax.RgoState` in ``opt_state``.
+      ValueError: no `rgo_jax.RgoState` in ``opt_state``, or one that `jax.vmap` has stacked.
 
     Warns:
       UnprotectedWarning: the coverage of a parameter is next to 0.
@@ -68,9 +68,21 @@ def projection_stats(opt_state: optax.OptState) -> dict[str, ProjectionStats]:
         energies = _tree.leaves_by_path(state.energy)
         skipped = _tree.leaves_by_path(state.num_skipped)
         for path, projection in _state.projections([state]).items():
+            _check_is_one(path, projection)
             stats[_tree.path_name(path)] = _stats(projection, energies[path], skipped[path])
         _warnings.warn_of_vanishing(state)
     return stats
+
+
+def _check_is_one(path: _tree.Path, projection: _state.Projection) -> None:
+    dim, shape = projection.geometry.dim, projection.p.shape
+    blocks = len(shape) == 3 and shape[0] * shape[1] == dim and shape[1] == shape[2]
+    if shape not in ((dim,), (dim, dim)) and not blocks:
+        raise ValueError(
+            f"The projection of {_tree.path_name(path)!r} has shape {shape}; expected {dim, dim}, "
+            "its blocks or its diagonal. Of states that jax.vmap has stacked pass one at a time: "
+            "jax.tree.map(lambda leaf: leaf[0], opt_state)."
+        )
 
 
 def _stats(

@@ -5,6 +5,7 @@ figure, no file. Needs matplotlib: ``pip install matplotlib``.
 """
 
 import importlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -88,6 +89,8 @@ def task_accuracy_curves(r: Mapping[str, jax.typing.ArrayLike]) -> "Figure":
       >>> [line.get_ydata().tolist() for line in figure.axes[0].lines]
       [[90.0, 50.0], [90.0]]
     """
+    if not r:
+        raise ValueError("No accuracies to draw. Expected R under the label of each method.")
     figure = _figure(1.5 + 3 * len(r), 3.2)
     panels = figure.subplots(1, len(r), sharey=True, squeeze=False)[0]
     for axes, (label, accuracies) in zip(panels, r.items(), strict=True):
@@ -96,10 +99,13 @@ def task_accuracy_curves(r: Mapping[str, jax.typing.ArrayLike]) -> "Figure":
         mean = _accuracies(accuracies).mean(axis=0)
         for task in range(len(mean)):
             tasks = np.arange(task + 1, len(mean) + 1)
-            axes.plot(tasks, mean[task:, task], marker=".", label=f"task {task + 1}")
+            color = _colour(task, len(mean))
+            axes.plot(tasks, mean[task:, task], marker=".", color=color, label=f"task {task + 1}")
     panels[0].set_ylabel("accuracy (%)")
     handles, labels = panels[-1].get_legend_handles_labels()
-    figure.legend(handles[:10], labels[:10], loc="outside right upper", frameon=False)
+    # Of many, every so many: their colours change little by little.
+    every = math.ceil(len(handles) / 10)
+    figure.legend(handles[::every], labels[::every], loc="outside right upper", frameon=False)
     return figure
 
 
@@ -131,6 +137,7 @@ def accuracy_matrix(r: jax.typing.ArrayLike, *, title: str = "") -> "Figure":
     image = axes.imshow(mean, vmin=0, vmax=100, extent=(0.5, num_tasks + 0.5, num_tasks + 0.5, 0.5))
     axes.set_title(title, parse_math=False)
     axes.set(xlabel="accuracy on task", ylabel="tasks learned")
+    axes.yaxis.set_major_locator(_whole_numbers())
     _figure_of(axes).colorbar(image, ax=axes, label="accuracy (%)", shrink=0.8)
     if num_tasks <= 12:  # more numbers could not be read
         for row, column in np.argwhere(np.isfinite(mean)):
@@ -176,8 +183,7 @@ def spectra(stats: Sequence[Mapping[str, ProjectionStats]]) -> "Figure":
             # Rounding can push the smallest just below zero.
             eigenvalues = np.maximum(eigenvalues, np.finfo(eigenvalues.dtype).eps)
             directions = np.arange(1, len(eigenvalues) + 1)
-            # From light to dark.
-            color = str(0.8 * (1 - tasks / max(len(stats) - 1, 1)))
+            color = _colour(tasks, len(stats))
             axes.plot(directions, eigenvalues, color=color, label=f"{tasks}")
     panels[0].set_ylabel("eigenvalue of P")
     handles, labels = panels[0].get_legend_handles_labels()
@@ -218,10 +224,11 @@ def remaining_room(stats: Sequence[Mapping[str, ProjectionStats]]) -> "Figure":
 
 def _drawn(stats: Sequence[Mapping[str, ProjectionStats]]) -> list[str]:
     """The paths of parameters with more than one direction."""
-    if not stats:
+    if isinstance(stats, Mapping) or not stats or not stats[0]:
+        found = f"a {type(stats).__name__} of length {len(stats)}"
         raise ValueError(
-            "No stats to draw. Expected rgo_jax.projection_stats(opt_state) of before the first "
-            "task, of after it, and so on."
+            f"stats is {found}; expected a list of rgo_jax.projection_stats(opt_state): of before "
+            "the first task, of after it, and so on, with a parameter at least."
         )
     paths = [path for path, layer in stats[0].items() if layer.dim > 1]
     return paths or list(stats[0])
@@ -236,6 +243,10 @@ def _accuracies(r: jax.typing.ArrayLike) -> np.ndarray:
         raise ValueError(
             f"R has shape {r.shape}; expected [num_tasks, num_tasks] or "
             "[num_seeds, num_tasks, num_tasks]."
+        )
+    if np.nanmax(r, initial=0) > 100:
+        raise ValueError(
+            f"R has accuracies of up to {np.nanmax(r) / 100:g}; expected 0 to 1. Divide by 100."
         )
     return r
 
@@ -254,12 +265,22 @@ def _axes(width: float = 6, height: float = 4) -> "Axes":
     return _prepare(_figure(width, height).subplots())
 
 
+def _colour(number: int, count: int) -> tuple[float, float, float, float]:
+    """From dark to bright."""
+    colormaps = importlib.import_module("matplotlib").colormaps
+    return cast("tuple[float, float, float, float]", colormaps["viridis"](0.9 * number / count))
+
+
 def _figure_of(axes: "Axes") -> "Figure":
-    return cast("Figure", axes.figure)
+    """The whole figure, of which these axes may be in a part."""
+    return axes.figure.figure
 
 
 def _prepare(axes: "Axes") -> "Axes":
     axes.grid(alpha=0.3)
-    ticker = importlib.import_module("matplotlib.ticker")
-    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(_whole_numbers())
     return axes
+
+
+def _whole_numbers() -> Any:
+    return importlib.import_module("matplotlib.ticker").MaxNLocator(integer=True)

@@ -15,9 +15,10 @@ hypothesis.settings.load_profile("rgo_jax")
 
 # Compiling is most of what the tests take.
 jax.config.update("jax_disable_most_optimizations", compiling.QUICKLY)
-with pytest.MonkeyPatch.context() as environment:
-    environment.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} {compiling.XLA_FLAG}")
-    jax.devices()  # XLA reads its flags once
+if compiling.XLA_FLAG:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("XLA_FLAGS", compiling.XLA_FLAG, prepend=" ")
+        jax.devices()  # XLA reads its flags once
 
 # Shapes that only broadcast by accident are errors, here as in the code of strict users.
 jax.config.update("jax_numpy_rank_promotion", "raise")

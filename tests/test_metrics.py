@@ -95,9 +95,10 @@ def test_what_stands_beside_r(measure):
     np.testing.assert_allclose(measure(r, INITIAL), of_each, rtol=1e-6)
     np.testing.assert_allclose(measure(r, np.stack([INITIAL, INITIAL])), of_each, rtol=1e-6)
     for wrong, message in (
-        ([0.1, 0.2], r"shape \(2,\); expected \[..., 3\], one accuracy for each task"),
-        (0.1, r"shape \(\); expected"),
-        (np.zeros((3, 3)), "the same axes in front, or none"),
+        ([0.1, 0.2], r"shape \(2,\) and R \(2, 3, 3\); expected an accuracy for each task, \(3,\)"),
+        (0.1, r"shape \(\) and R"),
+        (np.zeros((3, 3)), "also for each of R's axes in front, \\(2, 3\\)"),
+        (np.zeros((2, 3, 3)), "Of a whole matrix pass the diagonal"),
         (["a", "b", "c"], "has no shape"),
     ):
         with pytest.raises(ValueError, match=message):

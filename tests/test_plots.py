@@ -105,9 +105,29 @@ def test_remaining_room():
 
 
 @pytest.mark.parametrize("draw", [plots.spectra, plots.remaining_room])
-def test_without_stats(draw):
-    with pytest.raises(ValueError, match=r"Expected rgo_jax.projection_stats"):
-        draw([])
+def test_what_is_no_list_of_stats(draw):
+    for wrong in ([], [{}], stats()[0]):
+        with pytest.raises(ValueError, match=r"expected a list of rgo_jax\.projection_stats"):
+            draw(wrong)
+
+
+def test_accuracies_in_percent_and_none_at_all():
+    with pytest.raises(ValueError, match=r"accuracies of up to 90; expected 0 to 1. Divide by 100"):
+        plots.accuracy_matrix(100 * R)
+    with pytest.raises(ValueError, match="Expected R under the label of each method"):
+        plots.task_accuracy_curves({})
+
+
+def test_many_tasks_have_colours_of_their_own():
+    figure = plots.task_accuracy_curves({"SGD": np.ones((20, 20))})
+    assert len({line.get_color() for line in figure.axes[0].lines}) == 20
+    assert len(figure.legends[0].get_texts()) == 10
+
+
+def test_axes_of_a_part_of_a_figure():
+    figure = mpl.figure.Figure()
+    axes = figure.subfigures(1, 2)[0].add_subplot()
+    assert plots.average_accuracy_curves({"A": R}, axes=axes) is figure
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (0, 0), (2, 2, 2, 2)])

@@ -85,3 +85,14 @@ def test_energy_against_float64():
     np.testing.assert_allclose(signs[:, 0].mean(), whole, rtol=0.05)
     np.testing.assert_allclose(energy("each", keys[:1]), [[whole, whole]], rtol=1e-5)
     assert abs(in_mean / whole - 1) > 0.3
+
+
+@pytest.mark.parametrize("spec", [{}, {"diagonal": True}, {"blocks": 2}])
+def test_states_that_vmap_has_stacked_are_refused(spec):
+    tx = rgo_jax.scale_by_rgo(specs={"w": rgo_jax.ProjectionSpec(**spec)})
+    params = {"w": jnp.zeros((4, 2))}
+    stacked = jax.vmap(tx.init)(jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), params))
+    with pytest.raises(ValueError, match=r"projection of 'w' has shape \(3, .* one at a time"):
+        rgo_jax.projection_stats(stacked)
+    first = rgo_jax.projection_stats(jax.tree.map(lambda leaf: leaf[0], stacked))
+    np.testing.assert_allclose(first["w"].eigenvalues, np.ones(4))

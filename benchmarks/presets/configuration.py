@@ -49,7 +49,7 @@ class Config:
       fel_on_first_task: whether the first task is permuted.
       validation: measure accuracy on held-out training data instead of the test data.
       forward_transfer: measure accuracy on tasks to come too, and on all before the first. Nothing
-        else depends on it.
+        else depends on it but times.
       options: the method's own, fields of its `MethodSpec.options`.
     """
 
@@ -91,6 +91,10 @@ class Config:
         """All fields by name, the method's options among them."""
         fields = dataclasses.asdict(self)
         return fields | fields.pop("options")
+
+    def same_training(self, other: "Config") -> bool:
+        """Whether the other differs at most in whether forward transfer is measured."""
+        return dataclasses.replace(self, forward_transfer=other.forward_transfer) == other
 
     @property
     def steps_per_task(self) -> int:

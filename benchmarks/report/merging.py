@@ -27,8 +27,9 @@ def merge(results: Sequence[Result]) -> list[Result]:
 
 
 def _may_join(one: Result, other: Result) -> bool:
-    names = ("method", "config", "changes", "data")
+    names = ("method", "changes", "data")
     same = all(getattr(one, name) == getattr(other, name) for name in names)
+    same = same and one.config.same_training(other.config)
     return same and set(one.seeds).isdisjoint(other.seeds)
 
 

@@ -113,9 +113,13 @@ def write(results: Sequence[Result], folder: Path) -> Path:
         if figure is not None:
             rendered |= figures.render(figure, folder / "figure-1")
         text = tables.papers_tables(results, None if figure is None else "figure-1.png")
-        text += heads_and_fel.markdown(results) + measures.markdown(results)
+        text += heads_and_fel.markdown(results)
         rendered[folder / "TABLES.md"] = text.encode()
         see_also += "\nThe paper's tables, with ours beside, are in [TABLES.md](TABLES.md).\n"
+    measured = measures.markdown(results)
+    if measured:
+        rendered[folder / "MEASURES.md"] = measured.encode()
+        see_also += "\nForgetting, transfer and more are in [MEASURES.md](MEASURES.md).\n"
     changed_one_by_one = ablation.markdown(results)
     if changed_one_by_one:
         rendered[folder / "ABLATION.md"] = changed_one_by_one.encode()

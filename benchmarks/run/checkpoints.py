@@ -94,7 +94,11 @@ class Checkpoints:
             kept = sorted(name for name in content if name.startswith("state"))
             raise self._unreadable(f"its state is {kept}; expected {names}") from error
         self.origins = [*about["origins"], *self.origins]
-        arrays = {name: content[name] for name in Measurements._fields}
+        # What a file of an older version lacks was not measured.
+        unmeasured = fresh.measured._asdict()
+        arrays: dict[str, Any] = {
+            name: content.get(name, unmeasured[name]) for name in Measurements._fields
+        }
         compile_seconds = float(arrays.pop("compile_seconds"))
         measured = Measurements(**arrays, compile_seconds=compile_seconds)
         return Progress(about["tasks_done"], measured, state)

@@ -75,7 +75,8 @@ class Job(NamedTuple):
         if not self.path.exists():
             return None
         found = results.load(self.path)
-        if found.config != self.description:
+        lacks_forward_transfer = self.config.forward_transfer > found.config.forward_transfer
+        if lacks_forward_transfer or not found.config.same_training(self.description):
             return None
         checkpoints = self.checkpoints()
         if checkpoints.exists():

@@ -65,7 +65,7 @@ def parse(content: Any) -> dict[str, Any]:
         "seeds": seeds,
         "measured": Measurements(
             r=_r(given["r"], (*by_task, config.num_tasks), config.forward_transfer),
-            initial=array(by_task, optional(_SHARE))(
+            initial=array(by_task, optional(_SHARE) if config.forward_transfer else _not_measured)(
                 "initial", given.get("initial", [[None] * by_task[1]] * by_task[0])
             ),
             # Null where a seed diverged.
@@ -83,6 +83,11 @@ def parse(content: Any) -> dict[str, Any]:
             {"before_resuming": sequence(_origin)},
         ),
     }
+
+
+def _not_measured(where: str, value: Any) -> None:
+    if value is not None:
+        refuse(where, value, "null, as config has no forward_transfer")
 
 
 def _origin(where: str, value: Any) -> dict[str, Any]:

@@ -81,9 +81,9 @@ class Result(NamedTuple):
     @property
     def fwt(self) -> np.ndarray:
         """FWT of each seed, in percent; NaN unless it was measured."""
-        return self._unless_diverged(
-            rgo_jax.forward_transfer(self.measured.r, self.measured.initial)
-        )
+        initial = self.measured.initial
+        fwt = self._unless_diverged(rgo_jax.forward_transfer(self.measured.r, initial))
+        return np.where(np.isnan(initial).any(axis=1), np.nan, fwt)
 
     @property
     def r(self) -> np.ndarray:

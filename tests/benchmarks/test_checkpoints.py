@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as cli
+from benchmarks.run import checkpoints as checkpoint_files
 from benchmarks.run import provenance, results, train
 from benchmarks.run.checkpoints import Checkpoints
 from benchmarks.run.measurements import Measurements, no_measurements
@@ -307,6 +308,21 @@ def test_foreign_and_corrupt_checkpoints_are_refused(tmp_path, content):
         with pytest.raises(ValueError, match=r"the checkpoint cannot be read .* Delete it to beg"):
             Checkpoints(path, {"head": "shared"}, ORIGIN).restore(progress(0, 0.0))
         assert path.read_bytes() == damaged  # nothing is removed
+
+
+def test_a_file_from_before_initial_accuracies_were_measured(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "run", {}, ORIGIN)
+    checkpoints.save(progress(1, 0.5))
+    with np.load(tmp_path / "run") as file:
+        content = {name: file[name] for name in file if name not in ("initial", "digest")}
+    with (tmp_path / "run").open("wb") as file:
+        np.savez(file, **content, digest=np.array(checkpoint_files._digest(content)))
+    fresh = progress(0, 0.0)
+    fresh = fresh._replace(measured=fresh.measured._replace(initial=np.full((1, 2), np.nan)))
+    restored = checkpoints.restore(fresh)
+    assert restored.tasks_done == 1
+    assert np.isnan(restored.measured.initial).all()
+    np.testing.assert_array_equal(restored.measured.r, 0.5)
 
 
 def test_a_state_of_another_program_is_refused(tmp_path):

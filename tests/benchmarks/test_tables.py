@@ -1,3 +1,4 @@
+import dataclasses
 import re
 from pathlib import Path
 
@@ -273,9 +274,9 @@ def test_report_writes_tables_and_figure_1_where_there_is_a_row(tmp_path):
     text = report.write(results.load_all(tmp_path), tmp_path).read_text()
     assert "[TABLES.md](TABLES.md)" in text
     assert "NOTES.md" not in text
-    written = (tmp_path / "TABLES.md").read_text()
+    assert (tmp_path / "TABLES.md").read_text() == tables.papers_tables(found, "figure-1.png")
     in_order = [found[-1], *RESULTS]
-    assert written == tables.papers_tables(found, "figure-1.png") + measures.markdown(in_order)
+    assert (tmp_path / "MEASURES.md").read_text() == measures.markdown(in_order)
     assert (tmp_path / "figure-1.png").read_bytes()[:4] == b"\x89PNG"
     first = (tmp_path / "figure-1.svg").read_text()
     (tmp_path / "NOTES.md").write_text("why")
@@ -315,15 +316,33 @@ def test_rgo_2_is_rgo_without_fel_and_others_are_with_it_on_demand():
 
 def measured_ahead(result, before, initial):
     """The same with accuracies on tasks to come, and on all before the first."""
-    tasks = result.config.num_tasks
+    config = dataclasses.replace(result.config, forward_transfer=True)
+    tasks = config.num_tasks
     r = np.where(np.tri(tasks, dtype=bool), result.measured.r, before / 100)
     initial = np.full((len(result.seeds), tasks), initial / 100)
-    return result._replace(measured=result.measured._replace(r=r, initial=initial))
+    return result._replace(config=config, measured=result.measured._replace(r=r, initial=initial))
+
+
+def test_forward_transfer_is_no_other_experiment(tmp_path):
+    ahead = measured_ahead(make_result("rgo", 80, seeds=2), before=15, initial=12)
+    plain = make_result("rgo", 80, seeds=2)
+    (whole,) = merging.merge([ahead, plain._replace(seeds=[2, 3])])
+    assert whole.seeds == [0, 1, 2, 3]
+    np.testing.assert_allclose(whole.fwt, [3, 3, np.nan, np.nan], rtol=1e-5)
+    assert results.save(ahead, tmp_path).name == results.save(plain, tmp_path).name
+    loaded = results.load(results.save(ahead, tmp_path))
+    np.testing.assert_allclose(loaded.fwt, 3, rtol=1e-5)
+    # What was not to be measured is not there.
+    wrong = ahead._replace(config=plain.config)
+    with pytest.raises(ValueError, match="null above the diagonal"):
+        results.load(results.save(wrong, tmp_path))
+    wrong = wrong._replace(measured=wrong.measured._replace(r=plain.measured.r))
+    with pytest.raises(ValueError, match="null, as config has no forward_transfer"):
+        results.load(results.save(wrong, tmp_path))
 
 
 def test_measures_beside_acc_and_bwt():
-    rgo = measured_ahead(make_result("rgo", 80, network="lenet-5"), before=15, initial=12)
-    rgo = rgo._replace(changes={})
+    rgo = make_result("rgo", 80, network="lenet-5")._replace(changes={})
     r = rgo.measured.r.copy()
     r[:, -1, 0] -= 0.19  # of one of 20 tasks; so much is forgotten of it
     rgo = rgo._replace(measured=rgo.measured._replace(r=r))
@@ -331,13 +350,20 @@ def test_measures_beside_acc_and_bwt():
     (row,) = rows(measures.markdown([rgo, alone]), "RGO")
     assert row == [
         "split-cifar100", "RGO", "paper", "81.00 ± 1.00", "4.00 ± 0.00", "1.00 ± 0.00",
-        "-1.00 ± 0.00", "3.00 ± 0.00",
+        "-1.00 ± 0.00", "-",
     ]  # fmt: skip
-    for other in (alone._replace(seeds=[3, 4, 5]), make_result("stl", 84)):  # another network
+    others = [
+        alone._replace(seeds=[3, 4, 5]),
+        make_result("stl", 84),  # another network
+        make_result("stl", 84, network="lenet-5", learning_rate=0.3),
+        make_result("stl", 84, network="lenet-5", momentum=0.9),
+    ]
+    for other in others:
         (row,) = rows(measures.markdown([rgo, other]), "RGO")
         assert row[4] == "-"
-    (row,) = rows(measures.markdown([make_result("sgd", 50), alone]), "SGD")
-    assert row[-1] == "-"  # not measured
+    ahead = measured_ahead(make_result("sgd", 50), before=15, initial=12)
+    (row,) = rows(measures.markdown([ahead]), "SGD")
+    assert row[-1] == "3.00 ± 0.00"
 
 
 def test_measures_are_of_presets_as_they_stand():
