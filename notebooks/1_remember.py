@@ -77,17 +77,16 @@ num_train = len(images) * 3 // 4 // 10 * 10
 side = int(images.shape[1] ** 0.5)
 
 
-def task(number):
-    """The images of a task: those of the first as they are, those of others shuffled."""
-    if number == 0:
-        return images
+def shuffled(number):
     return images[:, jax.random.permutation(jax.random.key(number), images.shape[1])]
 
+
+tasks = jnp.stack([images, *map(shuffled, range(1, 5))])  # five of them, for later
 
 figure, panels = plt.subplots(1, 6, figsize=(9, 1.8))
 for number in range(2):
     for column, axes in enumerate(panels[3 * number : 3 * number + 3]):
-        axes.imshow(task(number)[column].reshape(side, side), cmap="gray_r")
+        axes.imshow(tasks[number, column].reshape(side, side), cmap="gray_r")
         axes.set_title(f"task {number + 1}: {labels[column]}", fontsize=9)
         axes.axis("off")
 
@@ -123,7 +122,7 @@ batches = jnp.arange(num_train).reshape(-1, 10)
 
 def train(tx, network, num_tasks, params, state, number, epochs=10):
     """Trains on one task. Also returns the accuracy on every task after each epoch."""
-    x, encode = task(number), network(number)
+    x, encode = tasks[number], network(number)
 
     def loss(params, batch):
         outputs = logits(params, x[batch], encode)
@@ -136,14 +135,15 @@ def train(tx, network, num_tasks, params, state, number, epochs=10):
 
     def epoch(carry, _):
         carry, _ = jax.lax.scan(step, carry, batches)
-        return carry, jnp.array([accuracy(carry[0], network, k) for k in range(num_tasks)])
+        accuracies = jax.lax.map(lambda k: accuracy(carry[0], network, k), jnp.arange(num_tasks))
+        return carry, accuracies
 
     (params, state), curves = jax.lax.scan(epoch, (params, state), length=epochs)
     return params, state, curves
 
 
 def accuracy(params, network, number):
-    outputs = logits(params, task(number)[num_train:], network(number))
+    outputs = logits(params, tasks[number, num_train:], network(number))
     return (outputs.argmax(axis=1) == labels[num_train:]).mean()
 
 
@@ -155,7 +155,7 @@ def accuracy(params, network, number):
 # %%
 def consolidate(network, params, state, number):
     def curvature(params, batch):
-        outputs = logits(params, task(number)[batch], network(number))
+        outputs = logits(params, tasks[number, batch], network(number))
         return rgo_jax.curvature_output(outputs, labels[batch])
 
     return rgo_jax.consolidate(state, curvature, batches, params)
@@ -165,8 +165,8 @@ def learn(tx, network=as_it_is, num_tasks=2, remember=True):
     """One task after the other: accuracies [num_epochs, num_tasks], and the states between them."""
     params = init(jax.random.key(0))
     states, curves = [tx.init(params)], []
-    train_task = jax.jit(train, static_argnums=(0, 1, 2, 5))
-    end_task = jax.jit(consolidate, static_argnums=(0, 3))
+    train_task = jax.jit(train, static_argnums=(0, 1, 2))
+    end_task = jax.jit(consolidate, static_argnums=0)
     for number in range(num_tasks):
         params, state, measured = train_task(tx, network, num_tasks, params, states[-1], number)
         states.append(end_task(network, params, state, number) if remember else state)
