@@ -114,7 +114,7 @@ def train(model, optimizer, step, end_of_task=lambda model, optimizer, task: Non
 model = Net(nnx.Rngs(0))
 optimizer = nnx.Optimizer(model, optax.sgd(0.2), wrt=nnx.Param)
 results = {"SGD": train(model, optimizer, train_step)}
-plots.accuracy_matrix(results["SGD"], title="SGD: accuracy in percent")
+plots.accuracy_matrix(results["SGD"], title="SGD")
 
 # %% [markdown]
 # The rows of this matrix are what the network knows after each task: it forgets.
@@ -301,7 +301,7 @@ for task, examples in enumerate(pairs):
     for k in range(task + 1):
         held_out = pairs[k][-8:].ravel()
         r[task, k] = masked_accuracy(model, images[held_out], labels[held_out], k)
-plots.accuracy_matrix(r, title="two digits a task: accuracy in percent")
+plots.accuracy_matrix(r, title="two digits a task")
 
 # %% [markdown]
 # ## Several seeds at once
