@@ -65,7 +65,7 @@ MNIST = False  # @param {type:"boolean"}  # a few minutes on a CPU
 if MNIST:
     import tensorflow_datasets as tfds
 
-    source = tfds.data_source("mnist", split="train[:12000]")
+    source = tfds.data_source("mnist", split="train[:6000]")
     examples = source.__getitems__(range(len(source)))
     images = jnp.stack([jnp.asarray(each["image"]).ravel() for each in examples]) / 255
     labels = jnp.array([each["label"] for each in examples])

@@ -56,6 +56,8 @@ import rgo_jax
 import rgo_jax.nnx
 from rgo_jax import plots
 
+MNIST = False  # @param {type:"boolean"}  # a few minutes on a CPU
+
 # %% [markdown]
 # ## The script you have
 #
@@ -63,17 +65,27 @@ from rgo_jax import plots
 # upside down, then with black and white exchanged, then mirrored along the diagonal.
 
 # %%
-images, labels = load_digits(return_X_y=True)
-images, labels = jnp.asarray(images, jnp.float32).reshape(-1, 8, 8, 1) / 16, jnp.asarray(labels)
+if MNIST:
+    import tensorflow_datasets as tfds
+
+    source = tfds.data_source("mnist", split="train[:6000]")
+    examples = source.__getitems__(range(len(source)))
+    images = jnp.stack([jnp.asarray(each["image"], jnp.float32) for each in examples]) / 255
+    labels = jnp.array([each["label"] for each in examples])
+else:
+    images, labels = load_digits(return_X_y=True)
+    images = jnp.asarray(images, jnp.float32).reshape(-1, 8, 8, 1) / 16
+    labels = jnp.asarray(labels)
 tasks = [images, images[:, ::-1], 1 - images, images.swapaxes(1, 2)]
-num_train = 1300
+num_train = len(images) * 3 // 4 // 20 * 20
+num_features = 16 * (images.shape[1] // 2) ** 2  # of the convolution
 batches = jnp.arange(num_train).reshape(-1, 20)
 
 
 class Net(nnx.Module):
     def __init__(self, rngs):
         self.conv = nnx.Conv(1, 16, (3, 3), strides=(2, 2), rngs=rngs)
-        self.hidden = nnx.Linear(16 * 4 * 4, 64, rngs=rngs)
+        self.hidden = nnx.Linear(num_features, 64, rngs=rngs)
         self.head = nnx.Linear(64, 10, rngs=rngs)
 
     def __call__(self, x, task):
@@ -155,7 +167,7 @@ results["RGO"] = train(model, optimizer, train_step, consolidate)
 class EncodedNet(nnx.Module):
     def __init__(self, rngs):
         self.conv = rgo_jax.nnx.Conv(1, 16, (3, 3), strides=(2, 2), rngs=rngs)
-        self.hidden = rgo_jax.nnx.Linear(16 * 4 * 4, 64, rngs=rngs)
+        self.hidden = rgo_jax.nnx.Linear(num_features, 64, rngs=rngs)
         self.head = rgo_jax.nnx.Linear(64, 10, rngs=rngs)
         self.encode_hidden = rgo_jax.nnx.FeatureEncoding(layer=1)
         self.encode_head = rgo_jax.nnx.FeatureEncoding(layer=2)
