@@ -29,7 +29,8 @@ def first_task(axes: Axes) -> None:
     found = {r.method: r for r in plain if (r.benchmark, r.preset) == ("permuted-mnist", "paper")}
     for method in ("rgo", "gpm", "ewc", "sgd"):
         accuracy = 100 * found[method].r[:, :, 0].mean(axis=0)
-        axes.plot(range(1, len(accuracy) + 1), accuracy, marker=".", label=METHODS[method].label)
+        label = METHODS[method].label + (", with encoding" if METHODS[method].fel else "")
+        axes.plot(range(1, len(accuracy) + 1), accuracy, marker=".", label=label)
     axes.set_title("One network learns 20 tasks:\nwhat it still knows of the first")
     axes.set(xlabel="tasks learned", ylabel="accuracy on the first task (%)", ylim=(0, 100))
     axes.legend(frameon=False, loc="lower left")
