@@ -169,7 +169,7 @@ def _jobs(
         differing = {
             field: value
             for field, value in changes.items()
-            if value != preset.flat.get(field, value) and field != "forward_transfer"
+            if value != preset.flat.get(field, value) and field not in presets.MEASURED
         }
         if config.protocol != default.protocol:
             differing = {"protocol": config.protocol} | differing

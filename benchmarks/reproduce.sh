@@ -22,6 +22,7 @@ done
 python -m benchmarks run --ablation "${mnist[@]}" "${out[@]}"
 python -m benchmarks run permuted-digits rotated-digits --methods rgo,rgo-2,sgd,stl "${out[@]}"
 python -m benchmarks report benchmarks/results
+python docs/pictures.py
 python -m benchmarks perf --out benchmarks/results/perf-cpu.md
 
 # What the preset "recommended" was chosen on: held-out training images, never the test images.

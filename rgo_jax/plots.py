@@ -39,7 +39,7 @@ def average_accuracy_curves(
 
     Raises:
       ImportError: matplotlib is not installed.
-      ValueError: accuracies of another shape.
+      ValueError: no accuracies, of another shape, or above 1.
 
     Example:
       >>> from rgo_jax import plots
@@ -47,6 +47,7 @@ def average_accuracy_curves(
       >>> figure.axes[0].lines[0].get_ydata().tolist()
       [90.0, 70.0]
     """
+    _check_not_empty(r)
     own = axes is None
     axes = _axes() if axes is None else _prepare(axes)
     axes.set(xlabel="tasks learned", ylabel="average accuracy over them (%)")
@@ -81,7 +82,7 @@ def task_accuracy_curves(r: Mapping[str, jax.typing.ArrayLike]) -> "Figure":
 
     Raises:
       ImportError: matplotlib is not installed.
-      ValueError: accuracies of another shape.
+      ValueError: no accuracies, of another shape, or above 1.
 
     Example:
       >>> from rgo_jax import plots
@@ -89,8 +90,7 @@ def task_accuracy_curves(r: Mapping[str, jax.typing.ArrayLike]) -> "Figure":
       >>> [line.get_ydata().tolist() for line in figure.axes[0].lines]
       [[90.0, 50.0], [90.0]]
     """
-    if not r:
-        raise ValueError("No accuracies to draw. Expected R under the label of each method.")
+    _check_not_empty(r)
     figure = _figure(1.5 + 3 * len(r), 3.2)
     panels = figure.subplots(1, len(r), sharey=True, squeeze=False)[0]
     for axes, (label, accuracies) in zip(panels, r.items(), strict=True):
@@ -122,7 +122,7 @@ def accuracy_matrix(r: jax.typing.ArrayLike, *, title: str = "") -> "Figure":
 
     Raises:
       ImportError: matplotlib is not installed.
-      ValueError: accuracies of another shape.
+      ValueError: no accuracies, of another shape, or above 1.
 
     Example:
       >>> from rgo_jax import plots
@@ -162,7 +162,7 @@ def spectra(stats: Sequence[Mapping[str, ProjectionStats]]) -> "Figure":
 
     Raises:
       ImportError: matplotlib is not installed.
-      ValueError: no ``stats``.
+      ValueError: ``stats`` is no list of stats.
 
     Example:
       >>> import jax.numpy as jnp, rgo_jax
@@ -202,7 +202,7 @@ def remaining_room(stats: Sequence[Mapping[str, ProjectionStats]]) -> "Figure":
 
     Raises:
       ImportError: matplotlib is not installed.
-      ValueError: no ``stats``.
+      ValueError: ``stats`` is no list of stats.
 
     Example:
       >>> import jax.numpy as jnp, rgo_jax
@@ -232,6 +232,11 @@ def _drawn(stats: Sequence[Mapping[str, ProjectionStats]]) -> list[str]:
         )
     paths = [path for path, layer in stats[0].items() if layer.dim > 1]
     return paths or list(stats[0])
+
+
+def _check_not_empty(r: Mapping[str, Any]) -> None:
+    if not r:
+        raise ValueError("No accuracies to draw. Expected R under the label of each method.")
 
 
 def _accuracies(r: jax.typing.ArrayLike) -> np.ndarray:

@@ -105,8 +105,8 @@ def test_two_tasks_accumulate():
 
 @hypothesis.given(
     seed=st.integers(0, 1000),
-    d=st.sampled_from([1, 6]),
-    count=st.sampled_from([1, 13]),
+    d=st.sampled_from([1, 2, 6]),
+    count=st.sampled_from([1, 5, 13]),
     block_size=st.sampled_from([1, 4, 200]),
     scale=st.sampled_from([1e-3, 1.0, 30.0]),
 )

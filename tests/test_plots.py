@@ -114,8 +114,9 @@ def test_what_is_no_list_of_stats(draw):
 def test_accuracies_in_percent_and_none_at_all():
     with pytest.raises(ValueError, match=r"accuracies of up to 90; expected 0 to 1. Divide by 100"):
         plots.accuracy_matrix(100 * R)
-    with pytest.raises(ValueError, match="Expected R under the label of each method"):
-        plots.task_accuracy_curves({})
+    for draw in (plots.task_accuracy_curves, plots.average_accuracy_curves):
+        with pytest.raises(ValueError, match="Expected R under the label of each method"):
+            draw({})
 
 
 def test_many_tasks_have_colours_of_their_own():

@@ -23,6 +23,7 @@ def test_stats_against_float64():
     assert stats.mib == 18 * 18 * 4 / 2**20
     np.testing.assert_allclose(stats.trace, np.trace(p), rtol=1e-5)
     np.testing.assert_allclose(stats.eigenvalues, eigenvalues, rtol=1e-2)
+    np.testing.assert_allclose(stats.eigenvalues[-1], eigenvalues[-1], rtol=1e-5)
     np.testing.assert_allclose(
         stats.effective_rank, np.exp(-(share * np.log(share)).sum()), rtol=1e-4
     )

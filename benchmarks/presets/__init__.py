@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.data.tasks import SEQUENCES
 from benchmarks.methods import METHODS, MethodSpec
-from benchmarks.presets.configuration import DEFAULTS, SCHEDULES, Config, check
+from benchmarks.presets.configuration import DEFAULTS, MEASURED, SCHEDULES, Config, check
 from benchmarks.presets.protocols import (
     OWN_DATA,
     PRESETS,
@@ -21,6 +21,7 @@ from benchmarks.presets.protocols import (
 __all__ = [
     "BENCHMARKS",
     "DEFAULTS",
+    "MEASURED",
     "PRESETS",
     "PROTOCOLS",
     "PROTOCOL_FIELDS",

@@ -12,6 +12,8 @@ from benchmarks.networks.initializers import INITIAL_VALUES
 from benchmarks.networks.layers import BIASES, HEADS
 
 SCHEDULES = ("constant", "cosine")
+# Fields that add measurements and change no other number: no change of the experiment.
+MEASURED = frozenset({"forward_transfer"})
 _COUNTS = ("num_tasks", "training_images", "examples_per_task", "epochs", "batch_size")
 
 
@@ -93,8 +95,10 @@ class Config:
         return fields | fields.pop("options")
 
     def same_training(self, other: "Config") -> bool:
-        """Whether the other differs at most in whether forward transfer is measured."""
-        return dataclasses.replace(self, forward_transfer=other.forward_transfer) == other
+        """Whether the other differs at most in what is measured."""
+        return self.flat.keys() == other.flat.keys() and all(
+            value == other.flat[name] for name, value in self.flat.items() if name not in MEASURED
+        )
 
     @property
     def steps_per_task(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 import rgo_jax
+from benchmarks import presets
 from benchmarks.methods import METHODS
 from benchmarks.report import markup
 from benchmarks.run.results import Result
@@ -25,9 +26,9 @@ deviation over seeds.
   all training. Measured with `--forward-transfer`.
 """
 # The head among them: a network for each task alone has one of its own.
-_OF_THE_METHOD = {
+_OF_THE_METHOD = presets.MEASURED | {
     "head", "biases", "fel", "fel_on_convs", "fel_on_input", "fel_per_layer", "fel_on_first_task",
-    "forward_transfer", "options",
+    "options",
 }  # fmt: skip
 _COLUMNS = ("benchmark", "method", "preset", "LA", "intransigence", "forgetting", "BWT", "FWT")
 

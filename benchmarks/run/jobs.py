@@ -75,8 +75,9 @@ class Job(NamedTuple):
         if not self.path.exists():
             return None
         found = results.load(self.path)
-        lacks_forward_transfer = self.config.forward_transfer > found.config.forward_transfer
-        if lacks_forward_transfer or not found.config.same_training(self.description):
+        wanted = self.description
+        unmeasured = wanted.forward_transfer and not found.config.forward_transfer
+        if unmeasured or not found.config.same_training(wanted):
             return None
         checkpoints = self.checkpoints()
         if checkpoints.exists():

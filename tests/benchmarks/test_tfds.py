@@ -43,6 +43,13 @@ def write_cifar100(path, splits, fine_names=100):
             archive.addfile(member, io.BytesIO(content))
 
 
+def needs_real(name):
+    return pytest.mark.skipif(
+        not os.path.isdir(os.path.join(os.environ.get("TFDS_DATA_DIR", ""), name)),
+        reason=f"needs the real {name}: set TFDS_DATA_DIR to a folder where TFDS prepared it",
+    )
+
+
 class TestTfds:
     @pytest.fixture
     def folder(self, tmp_path, monkeypatch):
@@ -217,10 +224,7 @@ class TestTfds:
             tfds_source.read_idx(path)
 
     @pytest.mark.slow
-    @pytest.mark.skipif(
-        not os.path.isdir(os.path.join(os.environ.get("TFDS_DATA_DIR", ""), "mnist")),
-        reason="needs the real MNIST: set TFDS_DATA_DIR to a folder where TFDS prepared it",
-    )
+    @needs_real("mnist")
     def test_real_mnist(self):
         mnist = data.load("mnist")
         assert mnist.x_train.shape == (60_000, 28, 28)
@@ -231,10 +235,7 @@ class TestTfds:
         np.testing.assert_allclose(mnist.x_train.mean() / 255, 0.1307, atol=1e-4)
 
     @pytest.mark.slow
-    @pytest.mark.skipif(
-        not os.path.isdir(os.path.join(os.environ.get("TFDS_DATA_DIR", ""), "cifar100")),
-        reason="needs the real CIFAR-100: set TFDS_DATA_DIR to a folder where TFDS prepared it",
-    )
+    @needs_real("cifar100")
     def test_real_cifar100(self):
         cifar100 = data.load("cifar100")
         assert cifar100.x_train.shape == (50_000, 32, 32, 3)

@@ -22,19 +22,9 @@ def small(method="rgo", **changes):
     return presets.config("permuted-digits", method=METHODS[method], **given)
 
 
-# Of other heads than the shared one, methods that differ in what they do with it.
-RUNS = [
-    (method, head)
-    for method in METHODS
-    for head in HEADS
-    if head == "shared" or method in ("rgo", "gpm", "er-ring", "los")
-]
-
-
-@pytest.mark.parametrize(
-    ("method", "head"), slow_but(RUNS, ("rgo", "shared"), ("rgo-2", "shared"), ("stl", "shared"))
-)
-def test_methods_learn_under_head_policies(digits, method, head):
+@pytest.mark.parametrize("method", slow_but(METHODS, "rgo", "rgo-2", "sgd", "stl"))
+@pytest.mark.parametrize("head", slow_but(HEADS, "shared"))
+def test_every_method_runs_under_every_head_policy(digits, method, head):
     # LOS trains a third of the last units in each task, OWM while training projects across the task
     # at hand too, and the authors' initial values are smaller: all need longer.
     slow = method in ("los", "owm-online") or METHODS[method].setting == "authors"
@@ -85,7 +75,7 @@ def test_splits_by_class_are_learned(digits, network, monkeypatch):
     )
     config = checks.limit_examples(config, digits)
     run = train.run(config, METHODS["rgo"], digits, seeds=range(1))
-    assert np.diagonal(run.r[0]).mean() > 0.75  # two classes: 0.5 is chance
+    assert (np.diagonal(run.r[0]) > 0.75).all()  # two classes: 0.5 is chance
     assert run.train.mean() > 0.8
 
 
