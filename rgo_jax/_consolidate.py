@@ -24,6 +24,7 @@ def consolidate(
     params: Any = None,
     *,
     alpha: Any = 0.01,
+    relative_alpha: bool = False,
     columns: Columns = "mean",
     key: jax.Array | None = None,
     block_size: int = _folding.BLOCK_SIZE,
@@ -54,6 +55,7 @@ def consolidate(
         May hold indices rather than examples.
       params: the final parameters.
       alpha: as for `rgo_jax.rls_update`.
+      relative_alpha: as for `rgo_jax.rls_update`.
       columns: as for `rgo_jax.rls_update`.
       key: as for `rgo_jax.rls_update`.
       block_size: how many vectors one Cholesky factorisation folds in.
@@ -127,7 +129,7 @@ def consolidate(
 
     def fold_all(states: list[_state.RgoState], found: list[Any], count: int) -> list[Any]:
         together = zip(states, found, alphas, strict=True)
-        return [_folding.fold(*one, count, fold) for one in together]
+        return [_folding.fold(*one, count, fold, relative_alpha) for one in together]
 
     def fold_batch(states: list[_state.RgoState], batch: Any) -> tuple[list[Any], None]:
         alone = jax.tree.map(lambda x: x[None], batch)

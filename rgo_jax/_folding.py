@@ -123,6 +123,7 @@ def fold(
     alphas: dict[_tree.Path, Any],
     num_batches: int,
     update: Callable[[jax.Array, jax.Array, Any], jax.Array],
+    relative_alpha: bool,
 ) -> _state.RgoState:
     """The state with the vectors of `curvatures` folded in.
 
@@ -132,10 +133,19 @@ def fold(
       alphas: each leaf's, by path.
       num_batches: how many batches ``found`` is of.
       update: from a projection, vectors ``[k, d]`` and alpha to the new projection.
+      relative_alpha: as for `rgo_jax.rls_update`.
     """
+    num_updates = state.num_updates + num_batches
 
-    def fold_leaf(path: _tree.Path, projection: jax.Array, leaf: Curvature) -> jax.Array:
-        return update(projection, leaf.vectors, alphas[path])
+    def fold_leaf(
+        path: _tree.Path, projection: jax.Array, leaf: Curvature, energy: jax.Array
+    ) -> jax.Array:
+        alpha = alphas[path]
+        if relative_alpha:
+            unit = (energy[0] + leaf.energy[0]) / num_updates
+            # Where all vectors are zeros, any alpha will do that is not zero.
+            alpha = alpha * jnp.where(unit > 0, unit, 1)
+        return update(projection, leaf.vectors, alpha)
 
     def add(_: _tree.Path, skipped: jax.Array, leaf: Curvature) -> jax.Array:
         return skipped + leaf.num_skipped
@@ -144,8 +154,8 @@ def fold(
         return energy + leaf.energy
 
     return state._replace(
-        num_updates=state.num_updates + num_batches,
-        projection=_tree.map_with_path(fold_leaf, state.projection, found),
+        num_updates=num_updates,
+        projection=_tree.map_with_path(fold_leaf, state.projection, found, state.energy),
         num_skipped=_tree.map_with_path(add, state.num_skipped, found),
         energy=_tree.map_with_path(add_energy, state.energy, found),
     )

@@ -15,6 +15,7 @@ def rls_update(
     grads: optax.Updates,
     *,
     alpha: Any = 0.01,
+    relative_alpha: bool = False,
     columns: Columns = "mean",
     key: jax.Array | None = None,
 ) -> optax.OptState:
@@ -30,7 +31,8 @@ def rls_update(
     ``alpha`` is on the scale of ``|v|^2``, and `rgo_jax.curvature_output` sums over the examples of
     a batch. So the loss's scale is in ``v`` by its square root (its Hessian is, in full), the batch
     size in full where examples are alike and by its square root where they are not, and, as ``v``
-    is a mean over columns that mostly cancel, wide layers are protected less than narrow ones.
+    is a mean over columns that mostly cancel, wide layers are protected less than narrow ones. With
+    ``relative_alpha`` none of this matters.
 
     Args:
       opt_state: the state of any optax transform that contains `rgo_jax.scale_by_rgo`, at any
@@ -39,6 +41,9 @@ def rls_update(
         Leaves that the transform does not cover are ignored.
       alpha: the strength of the prior, positive; smaller protects more. A scalar, or a tree of
         scalars like the parameters; one at a branch holds for all leaves below. May be traced.
+      relative_alpha: whether alpha counts in units of each leaf's mean ``|v|^2`` over all batches
+        that have been folded in, those of this call included. One value then serves losses, batch
+        sizes and layers of any scale. 0.1 is a good one to begin with.
       columns: what of the m columns is folded in.
 
         * ``"mean"``: their mean, as the paper has it. Where they cancel, as those of a kernel
@@ -83,12 +88,17 @@ def rls_update(
         _alpha.by_path(alpha, state)
         _folding.warn_of_layer_norm(state, columns)
     key = _columns.default_key() if key is None else key
-    return _rls_update(opt_state, grads, alpha, key, columns=columns)
+    return _rls_update(opt_state, grads, alpha, key, columns, relative_alpha)
 
 
-@partial(jax.jit, static_argnames="columns")
+@partial(jax.jit, static_argnames=("columns", "relative_alpha"))
 def _rls_update(
-    opt_state: optax.OptState, grads: optax.Updates, alpha: Any, key: jax.Array, columns: Columns
+    opt_state: optax.OptState,
+    grads: optax.Updates,
+    alpha: Any,
+    key: jax.Array,
+    columns: Columns,
+    relative_alpha: bool,
 ) -> optax.OptState:
     def fold(projection: jax.Array, vectors: jax.Array, alpha: Any) -> jax.Array:
         if len(vectors) == 1:
@@ -97,7 +107,8 @@ def _rls_update(
 
     def update(state: _state.RgoState) -> _state.RgoState:
         found = _folding.curvatures(state, grads, columns, key, state.num_updates)
-        return _folding.fold(state, found, _alpha.by_path(alpha, state), 1, fold)
+        alphas = _alpha.by_path(alpha, state)
+        return _folding.fold(state, found, alphas, 1, fold, relative_alpha)
 
     states = _state.find_states(opt_state)
     return _state.replace_states(opt_state, [update(state) for state in states])

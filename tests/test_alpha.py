@@ -202,3 +202,46 @@ def test_alpha_of_several_numbers_is_refused_by_name(fold, wrap):
     match = r"alpha has shape \(3,\) for 'body/bias'; expected a scalar.*jax\.vmap"
     refused({"body": {"kernel": 0.1, "bias": three}, "head": 0.1}, match, fold, wrap)
     refused(three, match, fold, wrap)
+
+
+@pytest.mark.parametrize("columns", ["mean", "signs", "each"])
+@pytest.mark.parametrize("fold", FOLDS)
+def test_a_relative_alpha_knows_no_scale(fold, columns):
+    def folded(scale):
+        scaled = jax.tree.map(lambda g: g * scale, GRADS)
+        return fold(TX.init(PARAMS), scaled, alpha=0.1, relative_alpha=True, columns=columns)
+
+    once = projections(folded(1.0))
+    for scale in (1e-3, 1e3):
+        for name, p in projections(folded(scale)).items():
+            np.testing.assert_allclose(p, once[name], atol=2e-5, err_msg=name)
+
+
+def test_a_relative_alpha_is_in_units_of_the_mean_square_of_all_tasks():
+    first, second = GRADS, jax.tree.map(lambda g: 3 * g[::-1], GRADS)
+    state = TX.init(PARAMS)
+    for grads in (first, second):
+        state = together(state, grads, alpha=0.3, relative_alpha=True)
+    v, w = (
+        np.stack([oracle.fan_in_matrix(g).mean(axis=1) for g in grads["body"]["kernel"]])
+        for grads in (first, second)
+    )
+    alphas = 0.3 * (v**2).sum() / 4, 0.3 * ((v**2).sum() + (w**2).sum()) / 8
+    vectors = np.concatenate([v / alphas[0] ** 0.5, w / alphas[1] ** 0.5])
+    expected = oracle.projection_of(vectors, 1.0)
+    np.testing.assert_allclose(projections(state)["body/kernel"], expected, atol=1e-5)
+
+
+def test_batch_by_batch_the_unit_is_the_mean_square_so_far():
+    state = one_by_one(TX.init(PARAMS), GRADS, alpha=0.3, relative_alpha=True)
+    v = np.stack([oracle.fan_in_matrix(g).mean(axis=1) for g in GRADS["body"]["kernel"]])
+    units = np.cumsum((v**2).sum(axis=1)) / np.arange(1, 5)
+    expected = oracle.projection_of(v / (0.3 * units[:, None]) ** 0.5, 1.0)
+    np.testing.assert_allclose(projections(state)["body/kernel"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("fold", FOLDS)
+def test_nothing_folded_in_relatively_changes_nothing(fold):
+    zeros = jax.tree.map(jnp.zeros_like, GRADS)
+    for name, p in projections(fold(TX.init(PARAMS), zeros, relative_alpha=True)).items():
+        np.testing.assert_array_equal(p, np.eye(len(p)), err_msg=name)

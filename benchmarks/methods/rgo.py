@@ -36,6 +36,9 @@ class Rgo:
     """
 
     alpha: float = option(0.01, "RGO: smaller protects more; 1 in the paper's text")
+    relative_alpha: bool = option(
+        False, "RGO: alpha in units of the mean squared length of each parameter's vectors"
+    )
     columns: str = option(
         "mean", f"RGO: what of a gradient's columns is folded in, one of {', '.join(COLUMNS)}"
     )
@@ -105,6 +108,7 @@ def rgo(problem: Problem) -> Method:
             task.batches[: options.curvature_batches],
             state.params,
             alpha=alpha(state.params),
+            relative_alpha=options.relative_alpha,
             columns=columns,
         )
         return state._replace(opt_state=opt_state)
@@ -119,7 +123,11 @@ def rgo(problem: Problem) -> Method:
     def step(state: TrainState, batch: Batch, task: Task) -> tuple[TrainState, jax.Array]:
         grads = jax.grad(curvature)(state.params, batch, task.id)
         opt_state = rgo_jax.rls_update(
-            state.opt_state, grads, alpha=alpha(state.params), columns=columns
+            state.opt_state,
+            grads,
+            alpha=alpha(state.params),
+            relative_alpha=options.relative_alpha,
+            columns=columns,
         )
         return method.step(state._replace(opt_state=opt_state), batch, task)
 

@@ -18,6 +18,7 @@ def consolidate(
     batches: Any,
     *,
     alpha: Any = 0.01,
+    relative_alpha: bool = False,
     columns: Columns = "mean",
     key: jax.Array | None = None,
     block_size: int = _folding.BLOCK_SIZE,
@@ -32,6 +33,7 @@ def consolidate(
       output_fn: ``(model, batch) -> scalar``, the `rgo_jax.curvature_output` of one batch.
       batches: as for `rgo_jax.consolidate`.
       alpha: as for `rgo_jax.consolidate`.
+      relative_alpha: as for `rgo_jax.consolidate`.
       columns: as for `rgo_jax.consolidate`.
       key: as for `rgo_jax.consolidate`.
       block_size: as for `rgo_jax.consolidate`.
@@ -75,6 +77,7 @@ def consolidate(
         batches,
         _gradients.arrays(params),
         alpha=alpha,
+        relative_alpha=relative_alpha,
         columns=columns,
         key=key,
         block_size=block_size,
