@@ -1,0 +1,1 @@
+"""A language model that learns one kind of text after another."""
