@@ -208,30 +208,23 @@ for path, layer in stats.items():
 # ## Momentum and schedules between tasks
 #
 # An optimizer carries momentum from one task to the next. It would move parameters that the new
-# projection protects: set it to zero. A schedule that decays within each task starts anew by itself
-# if it counts the steps of the task.
+# projection protects. A schedule that decays within each task has to start anew.
+# `rgo_jax.nnx.next_task` sets all of the optimizer's state back but the projections.
 
 
 # %%
-steps_per_task = 3 * len(batches)
-schedule = optax.cosine_decay_schedule(0.05, steps_per_task)
-tx = rgo_jax.rgo(lambda count: schedule(count % steps_per_task), momentum=0.9)
+schedule = optax.cosine_decay_schedule(0.05, decay_steps=3 * len(batches))
+tx = rgo_jax.rgo(schedule, momentum=0.9)
 
 
-def is_variable(node):
-    return isinstance(node, nnx.Variable)
-
-
-def consolidate_and_stop(model, optimizer, task):
+def consolidate_and_set_back(model, optimizer, task):
     consolidate(model, optimizer, task)
-    momentum = optax.tree.get(optimizer.opt_state, "trace")
-    for leaf in jax.tree.leaves(momentum, is_leaf=is_variable):
-        leaf[...] = jnp.zeros_like(leaf[...])
+    rgo_jax.nnx.next_task(model, optimizer)
 
 
 model = EncodedNet(nnx.Rngs(0))
 optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
-r = train(model, optimizer, projected_step, consolidate_and_stop)
+r = train(model, optimizer, projected_step, consolidate_and_set_back)
 acc, bwt = 100 * rgo_jax.average_accuracy(r), 100 * rgo_jax.backward_transfer(r)
 print(f"with momentum and a schedule: ACC {acc:.1f}, BWT {bwt:+.1f}")
 

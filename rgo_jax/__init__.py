@@ -12,6 +12,7 @@ from rgo_jax._metrics import forgetting as forgetting
 from rgo_jax._metrics import forward_transfer as forward_transfer
 from rgo_jax._metrics import intransigence as intransigence
 from rgo_jax._metrics import learning_accuracy as learning_accuracy
+from rgo_jax._next_task import next_task as next_task
 from rgo_jax._projected import ProjectedGradient as ProjectedGradient
 from rgo_jax._rls import rls_update as rls_update
 from rgo_jax._sharding import projection_sharding as projection_sharding
@@ -43,6 +44,7 @@ __all__ = [
     "forward_transfer",
     "intransigence",
     "learning_accuracy",
+    "next_task",
     "projection_memory",
     "projection_sharding",
     "projection_stats",

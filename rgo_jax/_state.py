@@ -50,7 +50,7 @@ def find_states(opt_state: Any) -> list[RgoState]:
     Raises:
       ValueError: there is none.
     """
-    found = [node for node in jax.tree.leaves(opt_state, is_leaf=_is_state) if _is_state(node)]
+    found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(node)]
     if not found:
         raise ValueError(
             f"No RgoState in the optimizer state of type {type(opt_state).__name__}. Expected the "
@@ -63,11 +63,12 @@ def replace_states(opt_state: Any, states: Sequence[RgoState]) -> Any:
     """The optimizer state with others in place of those that `find_states` found."""
     following = iter(states)
     return jax.tree.map(
-        lambda node: next(following) if _is_state(node) else node, opt_state, is_leaf=_is_state
+        lambda node: next(following) if is_state(node) else node, opt_state, is_leaf=is_state
     )
 
 
-def _is_state(node: Any) -> bool:
+def is_state(node: Any) -> bool:
+    """Whether it is an `RgoState` itself."""
     return isinstance(node, RgoState)
 
 

@@ -188,13 +188,12 @@ def rgo(
 
     Args:
       learning_rate: a scalar or a schedule. The paper uses a constant; decaying the rate inside
-        each task forgets less. A schedule's count goes on from task to task: set it back
-        (``optax.tree.set(state, count=jnp.zeros([], jnp.int32))``), or have the schedule start anew
+        each task forgets less. A schedule's count goes on from task to task: set it back by
+        `rgo_jax.next_task`, or have the schedule start anew
         (``lambda count: schedule(count % steps_per_task)``).
       momentum: decay of the momentum, or None for none, as in the paper. It is applied to the
         projected gradients, and what has built up in one task moves the parameters at the start of
-        the next, unprojected: between tasks set it back to zero
-        (``optax.tree.set(state, trace=zeros)``).
+        the next, unprojected: between tasks set it back by `rgo_jax.next_task`.
       nesterov: whether to use Nesterov momentum.
       specs: see `scale_by_rgo`.
       max_fan_in: see `scale_by_rgo`.

@@ -1,4 +1,4 @@
-"""RGO's layers, gradients and consolidation for Flax NNX."""
+"""RGO's layers, gradients and steps between tasks for Flax NNX."""
 
 from rgo_jax.nnx._consolidate import consolidate as consolidate
 from rgo_jax.nnx._encoding import Encoding as Encoding
@@ -6,3 +6,4 @@ from rgo_jax.nnx._encoding import FeatureEncoding as FeatureEncoding
 from rgo_jax.nnx._gradients import value_and_grad as value_and_grad
 from rgo_jax.nnx._layers import Conv as Conv
 from rgo_jax.nnx._layers import Linear as Linear
+from rgo_jax.nnx._next_task import next_task as next_task
