@@ -8,7 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rgo_jax import _alpha, _columns, _folding, _projection, _state, _tree, _warnings
+from rgo_jax import (
+    _alpha,
+    _columns,
+    _folding,
+    _intercept,
+    _projection,
+    _state,
+    _tree,
+    _warnings,
+)
 from rgo_jax._columns import Columns, Curvature
 
 _STACK = (
@@ -35,10 +44,12 @@ def consolidate(
     batches, and folded in with matrix products (``block_size`` at a time) instead of one rank-one
     update each. Given ``params``, fused layers, those of `rgo_jax.linen` and `rgo_jax.nnx`, compute
     ``v`` from their inputs and the gradients of their outputs, and no gradient of a kernel is
-    formed. The result is the same as far as float32 can tell: for a vector ``v`` in a block of b
-    vectors an ``alpha`` below ``16 b eps |v|^2`` acts as if it were that. With blocks of 128 and
-    ``alpha = 0.01`` that concerns vectors more than 6 long; where it does, a smaller ``block_size``
-    lowers the bound in proportion.
+    formed. `flax.linen.Dense` and `flax.linen.Conv` are fused here too.
+
+    The result is the same as far as float32 can tell: for a vector ``v`` in a block of b vectors an
+    ``alpha`` below ``16 b eps |v|^2`` acts as if it were that. With blocks of 128 and ``alpha =
+    0.01`` that concerns vectors more than 6 long; where it does, a smaller ``block_size`` lowers
+    the bound in proportion.
 
     With ``columns="each"`` the columns of one batch are folded in at a time. Where no gradient has
     a higher rank than a batch has examples, as in networks of dense layers, as many vectors as
@@ -107,11 +118,12 @@ def consolidate(
     def of_batch(
         states: list[_state.RgoState], index: jax.Array, batch: Any, rank: int | None
     ) -> list[Any]:
-        if params is not None and columns != "each":
-            return _folding.curvatures_of_output(
-                states, lambda params: curvature_fn(params, batch), params, columns, key, index
-            )
-        grads = curvature_fn(batch) if params is None else jax.grad(curvature_fn)(params, batch)
+        with _intercept.fused_layers():
+            if params is not None and columns != "each":
+                return _folding.curvatures_of_output(
+                    states, lambda params: curvature_fn(params, batch), params, columns, key, index
+                )
+            grads = curvature_fn(batch) if params is None else jax.grad(curvature_fn)(params, batch)
         return [
             _folding.curvatures(state, grads, columns, key, state.num_updates + index, rank)
             for state in states

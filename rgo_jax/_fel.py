@@ -24,8 +24,9 @@ def fel_permutation(
       seed: integer scalar from 0 to 2**31 - 1, may be traced; one for a whole network.
       layer: integer scalar from 0 to 2**31 - 1, may be traced; a different one for each layer of a
         network. Layers of different widths have different permutations even with the same number.
-      identity_first: whether task 0 is left as it is, as in the authors' program: for networks that
-        were trained before without encodings.
+      identity_first: whether task 0 is left as it is, as in the authors' program. For a pre-trained
+        network, which encodings ruin before any step: its layers know their features in the order
+        that they were trained with.
 
     Returns:
       int32 ``[n]``, each of 0 to n - 1 once.
@@ -80,6 +81,9 @@ def fel_encode(
     identity_first: bool = False,
 ) -> jax.Array:
     """Permutes the features of ``x`` for a task. No parameters; linear; a bijection.
+
+    Put into a pre-trained network it ruins it before any step, unless ``identity_first`` leaves
+    task 0, what the network was trained on, as it is.
 
     The permutation is the same in every step of a task. In a `jax.lax.scan` over the steps XLA
     draws it once on a CPU, but in each step on a GPU, by a sort for each layer. There, give

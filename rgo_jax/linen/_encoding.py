@@ -13,7 +13,8 @@ _COLLECTION, _NAME = "encodings", "permutations"
 class FeatureEncoding(nn.Module):
     """Feature Encoding Layer: permutes the features for the current task.
 
-    Put one after each hidden layer, each with its own ``layer`` number. It has no parameters. See
+    Put one after each hidden layer, each with its own ``layer`` number. It has no parameters. In a
+    pre-trained network it ruins what was learned before any step, unless ``identity_first``. See
     `rgo_jax.fel_encode`; `rgo_jax.nnx.FeatureEncoding` is the same for NNX.
 
     By default the layer draws its permutation in each call. With ``num_tasks`` it keeps a table of
@@ -31,7 +32,8 @@ class FeatureEncoding(nn.Module):
       layer: integer, different for each layer of a network; may be traced.
       seed: integer, the same for a whole network; may be traced.
       axis: the axis of the features: the last one, channels for a convolution.
-      identity_first: whether task 0 is left as it is.
+      identity_first: whether task 0 is left as it is: for pre-trained networks, whose task 0 is
+        what they were trained on.
       num_tasks: how many tasks the table is for; None for no table. A ``task_id`` must be below it,
         which is not checked where it is traced.
 

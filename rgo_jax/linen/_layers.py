@@ -3,17 +3,8 @@
 from typing import Any
 
 import flax.linen as nn
-import jax
 
-from rgo_jax import _products
-
-
-def _promote_dtype(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, **options: Any
-) -> list[Any]:
-    """Flax's own, but leaves a kernel that the linear map recognises as it is: the map casts it."""
-    x, cast, bias = nn.dtypes.promote_dtype(x, kernel, bias, **options)
-    return [x, _products.uncast(kernel, cast), bias]
+from rgo_jax import _intercept, _products
 
 
 class Dense(nn.Dense):
@@ -33,7 +24,7 @@ class Dense(nn.Dense):
       Appendix B.2. https://arxiv.org/abs/2201.12522
     """
 
-    promote_dtype: Any = _promote_dtype
+    promote_dtype: Any = _intercept.promote_dtype
     dot_general: Any = _products.dot_general
 
 
@@ -55,5 +46,5 @@ class Conv(nn.Conv):
       Appendix B.2. https://arxiv.org/abs/2201.12522
     """
 
-    promote_dtype: Any = _promote_dtype
+    promote_dtype: Any = _intercept.promote_dtype
     conv_general_dilated: Any = _products.conv_general_dilated

@@ -8,7 +8,7 @@ from flax import nnx
 
 from rgo_jax import _consolidate, _folding, _warnings
 from rgo_jax._columns import Columns
-from rgo_jax.nnx import _gradients
+from rgo_jax.nnx import _gradients, _layers
 
 
 def consolidate(
@@ -25,7 +25,8 @@ def consolidate(
 ) -> None:
     """Folds a finished task into the state of an NNX optimizer, in place.
 
-    `rgo_jax.consolidate` for `flax.nnx.Optimizer`; call it inside your own `nnx.jit`.
+    `rgo_jax.consolidate` for `flax.nnx.Optimizer`; call it inside your own `nnx.jit`. `nnx.Linear`
+    and `nnx.Conv` themselves are fused here.
 
     Args:
       model: the model that the optimizer trains. It is not changed.
@@ -69,7 +70,9 @@ def consolidate(
     def output(params: Any, batch: Any) -> jax.Array:
         params = jax.tree.unflatten(structure, jax.tree.leaves(params))
         # A copy of what else there is: a forward pass may count its steps or draw random numbers.
-        return output_fn(nnx.merge(graph, params, rest, copy=True), batch)
+        copied = nnx.merge(graph, params, rest, copy=True)
+        _layers.fuse(copied)
+        return output_fn(copied, batch)
 
     state = _consolidate.consolidate(
         _gradients.arrays(optimizer.opt_state),

@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import jax
 from flax import nnx
 from flax.nnx.nn import dtypes
 
@@ -14,6 +15,39 @@ def _promote_dtype(arrays: Any, /, **options: Any) -> tuple[Any, Any, Any]:
     _, kernel, _ = arrays
     x, cast, bias = dtypes.promote_dtype(arrays, **options)
     return x, _products.uncast(kernel, cast), bias
+
+
+_FUSED_LINEAR = {"dot_general": _products.dot_general, "promote_dtype": _promote_dtype}
+_FUSED_CONV = {
+    "conv_general_dilated": _products.conv_general_dilated,
+    "promote_dtype": _promote_dtype,
+}
+# Flax's own layers: the attributes to make them fused ones by, and what these are by default.
+_FUSED: dict[type[nnx.Module], tuple[dict[str, Any], dict[str, Any]]] = {
+    nnx.Linear: (
+        _FUSED_LINEAR,
+        {"dot_general": jax.lax.dot_general, "promote_dtype": dtypes.promote_dtype},
+    ),
+    nnx.Conv: (
+        _FUSED_CONV,
+        {
+            "conv_general_dilated": jax.lax.conv_general_dilated,
+            "promote_dtype": dtypes.promote_dtype,
+        },
+    ),
+}
+
+
+def fuse(model: nnx.Module) -> None:
+    """Makes a model's `flax.nnx.Linear` and `Conv` fused, in place; subclasses are what they are.
+
+    Layers that have products of their own are left alone.
+    """
+    for _, layer in nnx.iter_graph(model):
+        fused, default = _FUSED.get(type(layer), ({}, {}))
+        if all(getattr(layer, name) is default[name] for name in default):
+            for name, value in fused.items():
+                setattr(layer, name, value)
 
 
 class Linear(nnx.Linear):
@@ -34,8 +68,7 @@ class Linear(nnx.Linear):
 
     @functools.wraps(nnx.Linear.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        options = {"dot_general": _products.dot_general, "promote_dtype": _promote_dtype}
-        super().__init__(*args, **options | kwargs)
+        super().__init__(*args, **_FUSED_LINEAR | kwargs)
 
 
 class Conv(nnx.Conv):
@@ -57,8 +90,4 @@ class Conv(nnx.Conv):
 
     @functools.wraps(nnx.Conv.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        options = {
-            "conv_general_dilated": _products.conv_general_dilated,
-            "promote_dtype": _promote_dtype,
-        }
-        super().__init__(*args, **options | kwargs)
+        super().__init__(*args, **_FUSED_CONV | kwargs)
