@@ -156,3 +156,29 @@ def test_is_hoisted_out_of_a_scan_on_a_cpu():
     ]
     assert " sort(" in text
     assert not bodies
+
+
+@pytest.mark.parametrize("num_tasks", [None, 3])
+def test_a_pre_trained_network_keeps_its_outputs_where_task_0_is_left_as_it_is(num_tasks):
+    """And not without; later tasks have the same permutations either way."""
+    x, w = (
+        jax.random.normal(jax.random.key(0), (5, 16)),
+        jax.random.normal(jax.random.key(1), (16,)),
+    )
+
+    def outputs(task, identity_first):
+        linen = rgo_jax.linen.FeatureEncoding(identity_first=identity_first, num_tasks=num_tasks)
+        by_linen, _ = linen.init_with_output(jax.random.key(0), x, task)
+        by_nnx = rgo_jax.nnx.FeatureEncoding(
+            identity_first=identity_first, num_tasks=num_tasks, num_features=num_tasks and 16
+        )(x, task)
+        np.testing.assert_array_equal(by_linen, by_nnx)
+        np.testing.assert_array_equal(
+            by_linen, rgo_jax.fel_encode(x, task, identity_first=identity_first)
+        )
+        return np.tanh(by_linen) @ w
+
+    learned = np.tanh(x) @ w
+    np.testing.assert_array_equal(outputs(0, True), learned)
+    assert np.abs(outputs(0, False) - learned).mean() > 0.1
+    np.testing.assert_array_equal(outputs(1, True), outputs(1, False))
