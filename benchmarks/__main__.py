@@ -13,6 +13,7 @@ import jax
 from rich.console import Console
 
 from benchmarks import data, presets
+from benchmarks.language import command as language
 from benchmarks.methods import METHODS
 from benchmarks.methods.base import check_count
 from benchmarks.perf import page as perf
@@ -80,6 +81,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="of results (default: %(default)s)",
     )
     perf.add_arguments(add("perf", "measure what RGO costs on this machine", perf.run))
+    language.add_arguments(
+        add("language", "train a language model on one kind of text after another", language.run)
+    )
     add("list", "list datasets, networks, methods and presets", _list)
     return parser
 

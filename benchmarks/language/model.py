@@ -1,11 +1,14 @@
 """A small transformer over bytes, in plain Flax, and low-rank adapters for it."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+import rgo_jax
 
 # Of bytes.
 VOCABULARY = 256
@@ -52,6 +55,33 @@ class LanguageModel(nn.Module):
         return jnp.asarray(nn.Dense(VOCABULARY, name="head")(nn.LayerNorm(name="norm")(x)))
 
 
+def projection_specs(net: LanguageModel) -> Any:
+    """How RGO sees the parameters; see `rgo_jax.ProjectionSpec`."""
+    looked_up, width = rgo_jax.ProjectionSpec(diagonal=True), rgo_jax.ProjectionSpec(axes=0)
+    attention = {name: {"kernel": width} for name in ("query", "key", "value")}
+    blocks = {f"block_{number}": {"attention": attention} for number in range(net.blocks)}
+    return {"embedding": looked_up, "positions": looked_up} | blocks
+
+
+def layer_inputs(net: LanguageModel, params: Any, tokens: jax.Array) -> dict[str, jax.Array]:
+    """What each kernel receives, ``[rows, d]``, by its path."""
+    found = {}
+
+    def record(
+        call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
+    ) -> Any:
+        layer = context.module
+        if context.method_name == "__call__" and isinstance(layer, nn.Dense | nn.DenseGeneral):
+            (x,) = args
+            d = x.size // math.prod(tokens.shape)
+            found["/".join((*layer.path, "kernel"))] = x.reshape(-1, d)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        net.apply({"params": params}, tokens)
+    return found
+
+
 def init_adapters(params: Any, rank: int, key: jax.Array) -> dict[str, dict[str, jax.Array]]:
     """Low-rank adapters that change nothing yet, for the kernels inside the blocks.
 
@@ -77,7 +107,7 @@ def add_adapters(params: Any, adapters: dict[str, dict[str, jax.Array]]) -> Any:
     """The parameters with ``down up`` added to each kernel that has an adapter."""
 
     def add(path: Any, leaf: jax.Array) -> jax.Array:
-        adapter = adapters.get(_name(path))
+        adapter = adapters.get(name_of(path))
         if adapter is None:
             return leaf
         return leaf + (adapter["down"] @ adapter["up"]).reshape(leaf.shape)
@@ -87,7 +117,7 @@ def add_adapters(params: Any, adapters: dict[str, dict[str, jax.Array]]) -> Any:
 
 def _kernels(params: Any) -> dict[str, jax.Array]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    named = {_name(path): leaf for path, leaf in leaves}
+    named = {name_of(path): leaf for path, leaf in leaves}
     return {
         name: leaf
         for name, leaf in named.items()
@@ -102,5 +132,6 @@ def _matrix_shape(name: str, kernel: jax.Array) -> tuple[int, int]:
     return d, kernel.size // d
 
 
-def _name(path: Any) -> str:
+def name_of(path: Any) -> str:
+    """A path as people write it."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
