@@ -19,6 +19,9 @@ import numpy as np
 
 from rgo_jax import _tree
 
+# Parameters of these names are one column, whatever their axes.
+VECTORS = ("bias", "scale")
+
 # Layers of Equinox whose weights are [out, in, ...]. Known by name: Equinox need not be installed.
 _EQUINOX_LAYERS = re.compile(r"Linear|Conv(Transpose)?([123]d)?|GRUCell|LSTMCell")
 
@@ -137,7 +140,7 @@ def layouts(specs: Any, params: Any) -> dict[_tree.Path, Layout]:
 
     Args:
       specs: a tree of `ProjectionSpec` that names the parameters that need one. A spec holds for
-        all leaves below its place in the tree.
+        all leaves below its place in the tree. Or a function of a leaf's path and the leaf.
       params: arrays, or anything with a shape and a dtype.
 
     Raises:
@@ -145,6 +148,10 @@ def layouts(specs: Any, params: Any) -> dict[_tree.Path, Layout]:
         leaf without axes or numbers, or one whose layout is not known.
       TypeError: a leaf is not real floating point.
     """
+    if callable(specs):
+        specs = _tree.map_with_path(
+            lambda path, leaf, spec_of=specs: spec_of(_tree.path_name(path), leaf), params
+        )
     for path, spec in _tree.leaves_by_path(specs, ProjectionSpec).items():
         if not isinstance(spec, ProjectionSpec):
             raise ValueError(
@@ -161,7 +168,7 @@ def layouts(specs: Any, params: Any) -> dict[_tree.Path, Layout]:
         if spec.axes is not None:
             axes = _resolved(path, shape, spec.axes)
         else:
-            axes = _default_axes(path, shape, path[:-1] in equinox_layers)
+            axes = default_axes(path, shape, path[:-1] in equinox_layers)
         geometry = Geometry(shape, axes)
         result[path] = Layout(geometry, _projection_shape(path, geometry, spec))
     return result
@@ -197,10 +204,17 @@ def _resolved(path: _tree.Path, shape: tuple[int, ...], axes: tuple[int, ...]) -
     return resolved
 
 
-def _default_axes(path: _tree.Path, shape: tuple[int, ...], is_equinox: bool) -> tuple[int, ...]:
+def default_axes(
+    path: _tree.Path, shape: tuple[int, ...], is_equinox: bool = False
+) -> tuple[int, ...]:
+    """The fan-in axes of a parameter for which there is no `ProjectionSpec`.
+
+    Raises:
+      ValueError: it is called ``weight``, and may be stored either way.
+    """
     every = tuple(range(len(shape)))
     name = _tree.path_name(path[-1:])
-    if len(shape) == 1 or name in ("bias", "scale"):
+    if len(shape) == 1 or name in VECTORS:
         return every
     if is_equinox and name.startswith("weight"):
         return every[1:]
@@ -208,7 +222,7 @@ def _default_axes(path: _tree.Path, shape: tuple[int, ...], is_equinox: bool) ->
         raise ValueError(
             f"Parameter {_tree.path_name(path)!r} has shape {shape}. As a weight it may be stored "
             "[out, in] or [in, out]: say which axes are fan-in, with "
-            "specs=rgo_jax.ProjectionSpec(axes=...)."
+            "specs=rgo_jax.ProjectionSpec(axes=...), or have rgo_jax.infer_specs find out."
         )
     return every[:-1]
 

@@ -65,6 +65,10 @@ def path_name(path: Path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/") or "(the whole tree)"
 
 
+def _key_names(path: Path) -> tuple[str, ...]:
+    return tuple(path_name((key,)) for key in path)
+
+
 def names(paths: Collection[Path]) -> str:
     """Paths as errors list them."""
     return ", ".join(repr(path_name(path)) for path in paths) or "no leaves"
@@ -87,26 +91,29 @@ def broadcast_prefix(
     Raises:
       ValueError: the prefix has a value at a path that the other tree does not have.
     """
-    values = leaves_by_path(prefix, leaf_type)
+    # By names: a dict may say something of a list's items or of an object's attributes.
+    values = {_key_names(path): leaf for path, leaf in leaves_by_path(prefix, leaf_type).items()}
     leaves = leaves_by_path(tree, optax.MaskedNode)
     masked = [path for path, leaf in leaves.items() if isinstance(leaf, optax.MaskedNode)]
     found, used = {}, set()
     for path in leaves:
+        names_of_keys = _key_names(path)
         for length in range(len(path) + 1):
-            if path[:length] in values:
-                used.add(path[:length])
-                found[path] = values[path[:length]]
+            if names_of_keys[:length] in values:
+                used.add(names_of_keys[:length])
+                found[path] = values[names_of_keys[:length]]
     # Parameters that optax.masked leaves out are named nowhere else, but are no mistake.
+    hidden = [_key_names(path) for path in masked]
     unused = [
-        path
-        for path in values
-        if path not in used and not any(path[: len(other)] == other for other in masked)
+        keys
+        for keys in values
+        if keys not in used and not any(keys[: len(other)] == other for other in hidden)
     ]
     # Trees without any leaf stand for parameters that are not there: see optax.tree.map_params.
     if unused and leaves:
         known = [path for path in leaves if path not in masked]
         raise ValueError(
-            f"{what} names {path_name(unused[0])!r}, but there is no such parameter. There are "
-            f"{names(known)}."
+            f"{what} names {('/'.join(unused[0]) or path_name(()))!r}, but there is no such parameter. "
+            f"There are {names(known)}."
         )
     return {path: value for path, value in found.items() if path not in masked}

@@ -57,10 +57,9 @@ class LanguageModel(nn.Module):
 
 def projection_specs(net: LanguageModel) -> Any:
     """How RGO sees the parameters; see `rgo_jax.ProjectionSpec`."""
-    looked_up, width = rgo_jax.ProjectionSpec(diagonal=True), rgo_jax.ProjectionSpec(axes=0)
-    attention = {name: {"kernel": width} for name in ("query", "key", "value")}
-    blocks = {f"block_{number}": {"attention": attention} for number in range(net.blocks)}
-    return {"embedding": looked_up, "positions": looked_up} | blocks
+    tokens = jnp.zeros((1, net.length), int)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), tokens)["params"]
+    return rgo_jax.infer_specs(lambda p, t: net.apply({"params": p}, t), shapes, tokens)
 
 
 def layer_inputs(net: LanguageModel, params: Any, tokens: jax.Array) -> dict[str, jax.Array]:
