@@ -112,8 +112,8 @@ def broadcast_prefix(
     # Trees without any leaf stand for parameters that are not there: see optax.tree.map_params.
     if unused and leaves:
         known = [path for path in leaves if path not in masked]
+        missing = "/".join(unused[0]) or path_name(())
         raise ValueError(
-            f"{what} names {('/'.join(unused[0]) or path_name(()))!r}, but there is no such parameter. "
-            f"There are {names(known)}."
+            f"{what} names {missing!r}, but there is no such parameter. There are {names(known)}."
         )
     return {path: value for path, value in found.items() if path not in masked}

@@ -34,15 +34,18 @@ class Entry(NamedTuple):
       label: what the table calls it.
       build: from the model and the settings.
       replay: whether it keeps all data.
+      learning_rate: where it is not that of `Settings`.
     """
 
     label: str
     build: Callable[[LanguageModel, Settings], Method]
     replay: bool = False
+    learning_rate: float | None = None
 
 
 METHODS = {
     "adam": Entry("Adam", methods.adam),
+    "adam-slow": Entry("Adam, a tenth of the rate", methods.adam, learning_rate=1e-4),
     "replay": Entry("Adam, replay of all data", methods.adam, replay=True),
     "ewc": Entry("EWC", methods.ewc),
     "gpm": Entry("GPM", methods.gpm),
@@ -107,16 +110,16 @@ def run(arguments: argparse.Namespace, command: str, console: Console) -> None:
         found = _earlier(path, experiment)
     net = LanguageModel(length=_LENGTH)
     loaded = [texts.load(kind, _LENGTH + 1) for kind in kinds]
-    pre_trained = [
-        train.pre_train(net, loaded[0], arguments.pre_training_steps, seed)
-        for seed in (range(arguments.seeds) if set(names) - set(found) else ())
-    ]
+    seeds = range(arguments.seeds if set(names) - set(found) else 0)
+    pre_trained = train.pre_train(net, loaded[0], arguments.pre_training_steps, seeds)
     for name in names:
         if name in found:
             continue
         started = time.perf_counter()
         entry = METHODS[name]
-        run_one = train.compiled(net, entry.build(net, settings), settings.steps)
+        rate = entry.learning_rate or settings.learning_rate
+        method = entry.build(net, dataclasses.replace(settings, learning_rate=rate))
+        run_one = train.compiled(net, method, settings.steps)
         losses = [
             run_one(params, loaded, seed, replay=entry.replay)
             for seed, params in enumerate(pre_trained)

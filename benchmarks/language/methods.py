@@ -34,9 +34,9 @@ class Settings:
 
     learning_rate: float = 1e-3
     steps: int = 400
-    alpha: float = 0.1
-    ewc_strength: float = 100.0
-    gpm_threshold: float = 0.99
+    alpha: float = 0.03
+    ewc_strength: float = 10_000.0
+    gpm_threshold: float = 0.9
     rank: int = 8
     olora_strength: float = 0.1
 
@@ -104,7 +104,7 @@ def rgo(
             logits = net.apply({"params": params}, tokens[:, :-1])
             return rgo_jax.curvature_output(jnp.asarray(logits), tokens[:, 1:])
 
-        opt_state = rgo_jax.consolidate(
+        folded = rgo_jax.consolidate(
             state.opt_state,
             output,
             batches,
@@ -113,7 +113,12 @@ def rgo(
             relative_alpha=True,
             columns=columns,
         )
-        return state._replace(opt_state=opt_state)
+        if adapters:
+            # New adapters are zeros on one side. Of the other side nothing could be protected, and
+            # of the zeros everything would be: there are no more directions than their rank.
+            is_new = state.task == 0
+            folded = jax.lax.cond(is_new, lambda: state.opt_state, lambda: folded)
+        return state._replace(opt_state=folded)
 
     def start_task(state: State) -> State:
         opt_state = rgo_jax.next_task(tx, state.opt_state, state.trained)

@@ -19,15 +19,19 @@ _PRE_TRAINING_RATE = 3e-3
 _END_BATCHES = 100
 
 
-def pre_train(net: LanguageModel, text: Text, steps: int, seed: int) -> Any:
-    """Parameters after training on one text with Adam."""
-    init_key, key = jax.random.split(jax.random.key(seed))
-    blank = jnp.zeros((1, net.length), int)
-    params = net.init(init_key, blank)["params"]
+def pre_train(net: LanguageModel, text: Text, steps: int, seeds: Sequence[int]) -> list[Any]:
+    """For each seed parameters after training on one text with Adam."""
     settings = methods.Settings(learning_rate=_PRE_TRAINING_RATE, steps=steps)
     method = methods.adam(net, settings)
-    state = method.start_task(method.init(params, key))
-    return method.params(_steps(method, steps)(state, jnp.asarray(text.train, int), key))
+    run_steps = _steps(method, steps)
+
+    def of_seed(seed: int) -> Any:
+        init_key, key = jax.random.split(jax.random.key(seed))
+        params = net.init(init_key, jnp.zeros((1, net.length), int))["params"]
+        state = method.start_task(method.init(params, key))
+        return method.params(run_steps(state, jnp.asarray(text.train, int), key))
+
+    return [of_seed(seed) for seed in seeds]
 
 
 def compiled(net: LanguageModel, method: Method, steps: int) -> Callable[..., np.ndarray]:
