@@ -166,7 +166,7 @@ def test_the_command_writes_a_table_and_goes_on_where_it_stopped(tmp_path, capsy
 
 def test_what_cannot_be_run_is_refused(tmp_path, capsys):
     for wrong, told in (
-        (["--methods", "magic"], "--methods is 'magic'; expected one of adam, replay"),
+        (["--methods", "magic"], "--methods is 'magic'; expected one of adam, adam-slow"),
         (["--steps", "0"], "--steps is 0; expected an integer"),
     ):
         assert main([*few("--out", str(tmp_path)), *wrong]) == 2
