@@ -18,8 +18,8 @@
 #
 # Fine-tune a transformer on one kind of text and it forgets the others. This notebook trains a
 # small one on English, then on Python, then on JSON, with Adam and with RGO, in full and through
-# low-rank adapters (LoRA). No old text is kept. It takes about two minutes on a CPU, with nothing to
-# download, and runs on a GPU or TPU if there is one.
+# low-rank adapters (LoRA). No old text is kept. It takes about two minutes on a CPU, with nothing
+# to download, and runs on a GPU or TPU if there is one.
 
 # %%
 # Installs rgo_jax if it is missing: from what SOURCE names, such as git+https://..., from a wheel

@@ -13,7 +13,11 @@ from rgo_jax._transform import DEFAULT_MAX_FAN_IN
 
 
 def infer_specs(
-    fn: Callable[..., Any], params: Any, *args: Any, max_fan_in: int = DEFAULT_MAX_FAN_IN
+    fn: Callable[..., Any],
+    params: Any,
+    *args: Any,
+    max_fan_in: int = DEFAULT_MAX_FAN_IN,
+    diagonal_vectors: bool = False,
 ) -> Any:
     """The `ProjectionSpec` of each parameter that needs one, from a trace of the model.
 
@@ -34,6 +38,8 @@ def infer_specs(
       params: a tree of parameters, or of shapes from `jax.eval_shape`.
       *args: what ``fn`` takes beside, arrays or shapes: a batch of inputs.
       max_fan_in: above it, ``diagonal``: d numbers in place of d * d.
+      diagonal_vectors: whether biases and scales are diagonals. In a transformer the P of a bias
+        takes as much memory as that of a kernel, for a single column.
 
     Returns:
       A tree for ``specs`` of `rgo_jax.rgo`, `rgo_jax.scale_by_rgo` and
@@ -64,13 +70,17 @@ def infer_specs(
     uses = iter(found)
 
     def spec(path: _tree.Path, leaf: Any) -> ProjectionSpec | None:
-        return _spec(path, jnp.shape(leaf), next(uses), max_fan_in)
+        return _spec(path, jnp.shape(leaf), next(uses), max_fan_in, diagonal_vectors)
 
     return _tree.map_with_path(spec, params)
 
 
 def _spec(
-    path: _tree.Path, shape: tuple[int, ...], uses: Sequence[_uses.Use], max_fan_in: int
+    path: _tree.Path,
+    shape: tuple[int, ...],
+    uses: Sequence[_uses.Use],
+    max_fan_in: int,
+    diagonal_vectors: bool,
 ) -> ProjectionSpec | None:
     by_kind: dict[str, set[tuple[Any, Any]]] = {}
     for use in uses:
@@ -93,10 +103,11 @@ def _spec(
     every = (*stacked, *axes)
     fan_in = math.prod(shape[axis] for axis in axes)
     name = _tree.path_name(path[-1:])
+    is_table = len(axes) > 1 and name not in _geometry.VECTORS
     is_cheap = (
         kind == "looked up"
         or fan_in > max_fan_in
-        or (kind == "elementwise" and len(axes) > 1 and name not in _geometry.VECTORS)
+        or (kind == "elementwise" and (diagonal_vectors or is_table))
     )
     if is_cheap:
         return ProjectionSpec(axes=every, diagonal=True)

@@ -245,6 +245,13 @@ def test_what_is_large_is_a_diagonal():
     assert found == {"kernel": None, "bias": DIAGONAL}
 
 
+def test_vectors_can_be_diagonals():
+    found = inferred(nn.MultiHeadDotProductAttention(2), X, X, diagonal_vectors=True)
+    assert found["out/bias"] == DIAGONAL
+    assert found["query/bias"] == ProjectionSpec(axes=(0, 1), diagonal=True)
+    assert found["out/kernel"] is None
+
+
 def test_what_is_not_used_is_left_to_the_default():
     shapes = {"w": jax.ShapeDtypeStruct((8, 3), jnp.float32)}
     assert rgo_jax.infer_specs(lambda params, x: x, shapes, X) == {"w": None}

@@ -38,7 +38,7 @@ class Settings:
     ewc_strength: float = 10_000.0
     gpm_threshold: float = 0.9
     rank: int = 8
-    olora_strength: float = 0.1
+    olora_strength: float = 10.0
 
 
 class State(NamedTuple):

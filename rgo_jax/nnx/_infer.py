@@ -11,7 +11,11 @@ from rgo_jax.nnx import _gradients
 
 
 def infer_specs(
-    model: nnx.Module, *args: Any, wrt: Any = nnx.Param, max_fan_in: int = DEFAULT_MAX_FAN_IN
+    model: nnx.Module,
+    *args: Any,
+    wrt: Any = nnx.Param,
+    max_fan_in: int = DEFAULT_MAX_FAN_IN,
+    diagonal_vectors: bool = False,
 ) -> Any:
     """`rgo_jax.infer_specs` of ``model(*args)``.
 
@@ -20,6 +24,7 @@ def infer_specs(
       *args: what it takes, arrays or shapes.
       wrt: as in `flax.nnx.Optimizer`: which parameters are trained.
       max_fan_in: as for `rgo_jax.infer_specs`.
+      diagonal_vectors: as for `rgo_jax.infer_specs`.
 
     Returns:
       As `rgo_jax.infer_specs`.
@@ -44,4 +49,10 @@ def infer_specs(
         # A copy: a forward pass may count its steps or draw random numbers.
         return nnx.merge(graph, params, rest, copy=True)(*args)
 
-    return _infer.infer_specs(forward, _gradients.arrays(params), *args, max_fan_in=max_fan_in)
+    return _infer.infer_specs(
+        forward,
+        _gradients.arrays(params),
+        *args,
+        max_fan_in=max_fan_in,
+        diagonal_vectors=diagonal_vectors,
+    )
