@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs everything that benchmarks/results holds, and writes its tables and figures anew.
-# Takes most of a day on two CPU cores. Needs MNIST: see docs/benchmarks.md on TFDS_DATA_DIR.
+# Takes a day on two CPU cores. Needs MNIST and CIFAR-100: see docs/benchmarks.md on TFDS_DATA_DIR.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mnist=(permuted-mnist rotated-mnist)
@@ -21,6 +21,9 @@ done
 # One choice of the authors' program changed at a time.
 python -m benchmarks run --ablation "${mnist[@]}" "${out[@]}"
 python -m benchmarks run permuted-digits rotated-digits --methods rgo,rgo-2,sgd,stl "${out[@]}"
+# Colour images: one seed.
+python -m benchmarks run split-cifar100 --methods rgo --seeds 1 "${out[@]}"
+python -m benchmarks language "${out[@]}"
 python -m benchmarks report benchmarks/results
 python docs/pictures.py
 python -m benchmarks perf --out benchmarks/results/perf-cpu.md
@@ -51,5 +54,11 @@ python -m benchmarks run "${mnist[@]}" "${uniform[@]}" --alpha 0.3 "${validation
 for alpha in 0.01 0.03; do
   python -m benchmarks run "${mnist[@]}" "${uniform[@]}" --no-fel-on-input --alpha "$alpha" \
     "${validation[@]}"
+done
+# What a relative alpha is good for, beside the authors' setting.
+relative=(--methods rgo --seeds 1 --validation --out benchmarks/results/validation)
+python -m benchmarks run "${mnist[@]}" "${relative[@]}"
+for alpha in 0.03 0.1 0.3 1 3; do
+  python -m benchmarks run "${mnist[@]}" --relative-alpha --alpha "$alpha" "${relative[@]}"
 done
 python -m benchmarks report benchmarks/results/validation

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from benchmarks.data.files import atomic_write
 from benchmarks.language import methods, page, texts, train
-from benchmarks.language.methods import Method, Settings
+from benchmarks.language.base import Method, Settings
 from benchmarks.language.model import LanguageModel
 from benchmarks.methods.base import check_choice, check_count
 from benchmarks.run.provenance import provenance

@@ -1,8 +1,7 @@
 """Ways to train a language model on one kind of text after another."""
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,14 @@ import optax
 
 import rgo_jax
 from benchmarks.language import model
+from benchmarks.language.base import (
+    Method,
+    Settings,
+    State,
+    chain,
+    gradient_method,
+    mean_loss,
+)
 from benchmarks.language.model import LanguageModel
 from benchmarks.methods.ewc import Penalty, add_task, penalty_grads
 from benchmarks.methods.gpm import empty, gpm_update
@@ -18,69 +25,9 @@ from benchmarks.methods.gpm import empty, gpm_update
 _GPM_BATCHES = 8
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What was chosen on other kinds of text than those that are reported.
-
-    Attributes:
-      learning_rate: of Adam at the start of each task; it falls to 0 by a cosine.
-      steps: of a task.
-      alpha: RGO's, relative.
-      ewc_strength: of its penalty.
-      gpm_threshold: the share of the inputs' energy that is protected.
-      rank: of adapters.
-      olora_strength: of its penalty.
-    """
-
-    learning_rate: float = 1e-3
-    steps: int = 400
-    alpha: float = 0.03
-    ewc_strength: float = 10_000.0
-    gpm_threshold: float = 0.9
-    rank: int = 8
-    olora_strength: float = 10.0
-
-
-class State(NamedTuple):
-    """Of any method.
-
-    Attributes:
-      base: parameters that are not trained; () if all are.
-      trained: parameters, or adapters to those of ``base``.
-      opt_state: of the optimizer.
-      memory: what the method keeps beside them.
-      task: int32 scalar, the number of the text at hand; 0 is the one of pre-training.
-    """
-
-    base: Any
-    trained: Any
-    opt_state: Any
-    memory: Any
-    task: jax.Array
-
-
-class Method(NamedTuple):
-    """Pure functions.
-
-    Attributes:
-      init: ``(params, key) -> state``, from pre-trained parameters.
-      start_task: ``(state) -> state``, before a task's first step.
-      step: ``(state, tokens) -> (state, loss)``, with a batch ``[b, length + 1]``.
-      end_task: ``(state, batches) -> state``, with some of the task's batches ``[n, b, length +
-        1]``; before the first task with the text of pre-training.
-      params: ``(state) -> params`` to be used.
-    """
-
-    init: Callable[[Any, jax.Array], State]
-    start_task: Callable[[State], State]
-    step: Callable[[State, jax.Array], tuple[State, jax.Array]]
-    end_task: Callable[[State, jax.Array], State]
-    params: Callable[[State], Any]
-
-
 def adam(net: LanguageModel, settings: Settings, *, adapters: bool = False) -> Method:
     """Adam and nothing else."""
-    return _method(net, settings, _chain(settings), adapters)
+    return gradient_method(net, settings, chain(settings), adapters)
 
 
 def rgo(
@@ -95,8 +42,8 @@ def rgo(
     """RGO after Adam; or before it, which undoes it: Adam scales protected directions up again."""
     specs = None if adapters else model.projection_specs(net)
     projection = rgo_jax.scale_by_rgo(specs=specs, normalize=normalize)
-    tx = _chain(settings, projection, before_adam=before_adam)
-    method = _method(net, settings, tx, adapters)
+    tx = chain(settings, projection, before_adam=before_adam)
+    method = gradient_method(net, settings, tx, adapters)
 
     def end_task(state: State, batches: jax.Array) -> State:
         def output(trained: Any, tokens: jax.Array) -> jax.Array:
@@ -120,11 +67,7 @@ def rgo(
             folded = jax.lax.cond(is_new, lambda: state.opt_state, lambda: folded)
         return state._replace(opt_state=folded)
 
-    def start_task(state: State) -> State:
-        opt_state = rgo_jax.next_task(tx, state.opt_state, state.trained)
-        return state._replace(opt_state=opt_state, task=state.task + 1)
-
-    return method._replace(start_task=start_task, end_task=end_task)
+    return method._replace(start_task=_keep_projections(tx), end_task=end_task)
 
 
 def ewc(net: LanguageModel, settings: Settings) -> Method:
@@ -137,7 +80,7 @@ def ewc(net: LanguageModel, settings: Settings) -> Method:
         pull = penalty_grads(state.memory, state.trained, settings.ewc_strength / 2)
         return jax.tree.map(jnp.add, grads, pull)
 
-    method = _method(net, settings, _chain(settings), change=penalized)
+    method = gradient_method(net, settings, chain(settings), change=penalized)
 
     def init(params: Any, key: jax.Array) -> State:
         nothing = Penalty(*(jax.tree.map(jnp.zeros_like, params) for _ in Penalty._fields))
@@ -165,8 +108,8 @@ def gpm(net: LanguageModel, settings: Settings) -> Method:
     Saha et al. 2021, https://arxiv.org/abs/2103.09762
     """
     projection = rgo_jax.scale_by_rgo(specs=model.projection_specs(net), normalize=False)
-    tx = _chain(settings, projection)
-    method = _method(net, settings, tx)
+    tx = chain(settings, projection)
+    method = gradient_method(net, settings, tx)
 
     def init(params: Any, key: jax.Array) -> State:
         state = method.init(params, key)
@@ -191,11 +134,7 @@ def gpm(net: LanguageModel, settings: Settings) -> Method:
         opt_state = optax.tree.set(state.opt_state, projection=new)
         return state._replace(opt_state=opt_state, memory=memory)
 
-    def start_task(state: State) -> State:
-        opt_state = rgo_jax.next_task(tx, state.opt_state, state.trained)
-        return state._replace(opt_state=opt_state, task=state.task + 1)
-
-    return method._replace(init=init, start_task=start_task, end_task=end_task)
+    return method._replace(init=init, start_task=_keep_projections(tx), end_task=end_task)
 
 
 def o_lora(net: LanguageModel, settings: Settings, num_tasks: int) -> Method:
@@ -203,7 +142,7 @@ def o_lora(net: LanguageModel, settings: Settings, num_tasks: int) -> Method:
 
     Wang et al. 2023, https://arxiv.org/abs/2310.14152
     """
-    tx = _chain(settings)
+    tx = chain(settings)
 
     def init(params: Any, key: jax.Array) -> State:
         adapters = jax.vmap(lambda key: model.init_adapters(params, settings.rank, key))(
@@ -247,54 +186,11 @@ def o_lora(net: LanguageModel, settings: Settings, num_tasks: int) -> Method:
     return Method(init, start_task, step, lambda state, batches: state, params_of)
 
 
-def _chain(
-    settings: Settings,
-    projection: optax.GradientTransformation | None = None,
-    *,
-    before_adam: bool = False,
-) -> optax.GradientTransformation:
-    schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
-    parts = [optax.scale_by_adam()]
-    if projection is not None:
-        parts.insert(0 if before_adam else 1, projection)
-    return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
-
-
-def mean_loss(net: LanguageModel, params: Any, tokens: jax.Array) -> jax.Array:
-    """Cross-entropy in nats a byte."""
-    logits = net.apply({"params": params}, tokens[:, :-1])
-    losses = optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(logits), tokens[:, 1:])
-    return jnp.mean(losses)
-
-
-def _method(
-    net: LanguageModel,
-    settings: Settings,
-    tx: optax.GradientTransformation,
-    adapters: bool = False,
-    change: Callable[[Any, State], Any] = lambda grads, state: grads,
-) -> Method:
-    """Steps with an optimizer; ``change`` has the gradients before it."""
-
-    def init(params: Any, key: jax.Array) -> State:
-        base, trained = (), params
-        if adapters:
-            base, trained = params, model.init_adapters(params, settings.rank, key)
-        return State(base, trained, tx.init(trained), (), jnp.int32(0))
-
-    def params_of(state: State) -> Any:
-        return model.add_adapters(state.base, state.trained) if adapters else state.trained
+def _keep_projections(tx: optax.GradientTransformation) -> Callable[[State], State]:
+    """The ``start_task`` of methods that project: Adam starts anew."""
 
     def start_task(state: State) -> State:
-        return state._replace(opt_state=tx.init(state.trained), task=state.task + 1)
+        opt_state = rgo_jax.next_task(tx, state.opt_state, state.trained)
+        return state._replace(opt_state=opt_state, task=state.task + 1)
 
-    def step(state: State, tokens: jax.Array) -> tuple[State, jax.Array]:
-        def loss_fn(trained: Any) -> jax.Array:
-            return mean_loss(net, params_of(state._replace(trained=trained)), tokens)
-
-        loss, grads = jax.value_and_grad(loss_fn)(state.trained)
-        updates, opt_state = tx.update(change(grads, state), state.opt_state, state.trained)
-        trained = optax.apply_updates(state.trained, updates)
-        return state._replace(trained=trained, opt_state=opt_state), loss
-
-    return Method(init, start_task, step, lambda state, batches: state, params_of)
+    return start_task

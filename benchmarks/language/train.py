@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.language import methods
-from benchmarks.language.methods import Method, State
+from benchmarks.language.base import Method, Settings, State, mean_loss
 from benchmarks.language.model import LanguageModel
 from benchmarks.language.texts import Text
 
@@ -21,7 +21,7 @@ _END_BATCHES = 100
 
 def pre_train(net: LanguageModel, text: Text, steps: int, seeds: Sequence[int]) -> list[Any]:
     """For each seed parameters after training on one text with Adam."""
-    settings = methods.Settings(learning_rate=_PRE_TRAINING_RATE, steps=steps)
+    settings = Settings(learning_rate=_PRE_TRAINING_RATE, steps=steps)
     method = methods.adam(net, settings)
     run_steps = _steps(method, steps)
 
@@ -57,7 +57,7 @@ def compiled(net: LanguageModel, method: Method, steps: int) -> Callable[..., np
         count = len(windows) // _BATCH_SIZE
         batches = windows[: count * _BATCH_SIZE].reshape(count, _BATCH_SIZE, -1)
         params = method.params(state)
-        return jnp.mean(jax.lax.map(lambda x: methods.mean_loss(net, params, x), batches))
+        return jnp.mean(jax.lax.map(lambda x: mean_loss(net, params, x), batches))
 
     def run(params: Any, kinds: Sequence[Text], seed: int, *, replay: bool = False) -> np.ndarray:
         def measure(state: State) -> list[jax.Array]:

@@ -11,12 +11,13 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.language import command, methods, page, train
+from benchmarks.language.base import Settings, mean_loss
 from benchmarks.language.model import LanguageModel, add_adapters, name_of
 from benchmarks.language.texts import Text
 from tests.marks import slow_but
 
 NET = LanguageModel(length=8, width=16, heads=2, blocks=1)
-SETTINGS = methods.Settings(steps=30, rank=2, gpm_threshold=1.0, olora_strength=0.5)
+SETTINGS = Settings(steps=30, rank=2, gpm_threshold=1.0, olora_strength=0.5)
 PARAMS = NET.init(jax.random.key(1), jnp.zeros((1, 8), int))["params"]
 TOKENS = jax.random.randint(jax.random.key(0), (3, 4, 9), 0, 256)  # 3 batches of 4
 
@@ -46,12 +47,12 @@ def trained(method, steps=3):
 def test_every_method_learns(name):
     method = command.METHODS[name].build(NET, SETTINGS)
     before, after = trained(method, SETTINGS.steps)
-    old, new = (methods.mean_loss(NET, method.params(s), TOKENS[0]) for s in (before, after))
+    old, new = (mean_loss(NET, method.params(s), TOKENS[0]) for s in (before, after))
     assert new < old - 0.05
 
 
 def test_gpm_keeps_what_kernels_do_to_earlier_inputs():
-    settings = methods.Settings(steps=30, gpm_threshold=0.9)
+    settings = Settings(steps=30, gpm_threshold=0.9)
     method = methods.gpm(NET, settings)
     _, after = trained(method)
     old, new = leaves(PARAMS), leaves(method.params(after))
@@ -66,7 +67,7 @@ def test_gpm_keeps_what_kernels_do_to_earlier_inputs():
 def test_ewc_pulls_by_the_squared_gradients_of_single_windows():
     method = methods.ewc(NET, SETTINGS)
     state = method.end_task(method.init(PARAMS, jax.random.key(2)), TOKENS)
-    gradient = jax.jit(jax.grad(lambda p, window: methods.mean_loss(NET, p, window[None])))
+    gradient = jax.jit(jax.grad(lambda p, window: mean_loss(NET, p, window[None])))
     squares = [
         np.square(leaves(gradient(PARAMS, window))["head/kernel"], dtype=np.float64)
         for window in TOKENS.reshape(12, 9)
