@@ -74,6 +74,19 @@ def linear():
     return w, x, y, kernel_problem(w), task_of(x, y, batch_size=4)
 
 
+def test_a_relative_alpha(linear):
+    w, x, y, problem, task = linear
+    state = after_task(built(problem, relative_alpha=True), task)
+    vectors = [
+        curvature_grad(w, x[rows], y[rows], range(4)).mean(axis=1)
+        for rows in (slice(4), slice(4, 8))
+    ]
+    unit = np.mean(np.sum(np.square(vectors), axis=1))
+    np.testing.assert_allclose(
+        kept_of(state)["kernel"], projection_of(vectors, ALPHA * unit), rtol=1e-4, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize(
     ("option", "classes"), [("all", [range(4)] * 2), ("present", [(0, 2), (1, 3)])]
 )
