@@ -43,7 +43,7 @@ def rls_update(
         scalars like the parameters; one at a branch holds for all leaves below. May be traced.
       relative_alpha: whether alpha counts in units of each leaf's mean ``|v|^2`` over all batches
         that have been folded in, those of this call included. One value then serves losses, batch
-        sizes and layers of any scale. 0.1 is a good one to begin with.
+        sizes and layers of any scale. 0.3 is a good one to begin with.
       columns: what of the m columns is folded in.
 
         * ``"mean"``: their mean, as the paper has it. Where they cancel, as those of a kernel

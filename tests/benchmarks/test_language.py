@@ -145,7 +145,10 @@ def few(*more):
 
 
 @pytest.mark.slow
-def test_the_command_writes_a_table_and_goes_on_where_it_stopped(tmp_path, capsys):
+def test_the_command_writes_a_table_and_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        command, "LanguageModel", partial(LanguageModel, width=16, heads=2, blocks=1)
+    )
     assert main(few("--methods", "adam", "--out", str(tmp_path))) == 0
     first = json.loads((tmp_path / "language.json").read_text())
     text = (tmp_path / "LANGUAGE.md").read_text()
@@ -154,11 +157,11 @@ def test_the_command_writes_a_table_and_goes_on_where_it_stopped(tmp_path, capsy
     losses = np.array(first["methods"]["adam"]["losses"])
     assert losses.shape == (1, 4, 4)
     assert np.all((losses > 1) & (losses < 10))
-    assert main(few("--methods", "adam,rgo", "--resume", "--out", str(tmp_path))) == 0
+    assert main(few("--methods", "adam,replay", "--resume", "--out", str(tmp_path))) == 0
     both = json.loads((tmp_path / "language.json").read_text())
     assert both["methods"]["adam"] == first["methods"]["adam"]
     # Before the first task nothing has been trained but the model that they share.
-    assert both["methods"]["rgo"]["losses"][0][0] == first["methods"]["adam"]["losses"][0][0]
+    assert both["methods"]["replay"]["losses"][0][0] == first["methods"]["adam"]["losses"][0][0]
     capsys.readouterr()
     assert main(few("--steps", "3", "--resume", "--out", str(tmp_path))) == 2
     assert "of another experiment" in capsys.readouterr().err
