@@ -20,7 +20,7 @@ for head in shared per_task; do
 done
 # One choice of the authors' program changed at a time.
 python -m benchmarks run --ablation "${mnist[@]}" "${out[@]}"
-python -m benchmarks run permuted-digits rotated-digits --methods rgo,rgo-2,sgd,stl "${out[@]}"
+python -m benchmarks run permuted-digits rotated-digits --methods rgo,rgo-2,sgd,stl --forward-transfer "${out[@]}"
 # Colour images: one seed.
 python -m benchmarks run split-cifar100 --methods rgo --seeds 1 "${out[@]}"
 python -m benchmarks language "${out[@]}"
