@@ -51,7 +51,7 @@ METHODS = {
     "gpm": Entry("GPM", methods.gpm),
     "rgo": Entry("RGO", methods.rgo),
     "rgo-mean": Entry('RGO, columns="mean"', partial(methods.rgo, columns="mean")),
-    "rgo-trace": Entry("RGO with the trace rule", partial(methods.rgo, normalize=True)),
+    "rgo-trace": Entry("RGO, trace rule", partial(methods.rgo, normalize=True)),
     "rgo-before-adam": Entry("RGO before Adam", partial(methods.rgo, before_adam=True)),
     "lora-adam": Entry("LoRA, Adam", partial(methods.adam, adapters=True)),
     "lora-olora": Entry("LoRA, O-LoRA", partial(methods.o_lora, num_tasks=len(_KINDS) - 1)),

@@ -62,20 +62,22 @@ def markdown(experiment: dict[str, Any], found: dict[str, Any], labels: dict[str
                 f"{found[name]['seconds'] / 60:.1f}",
             ]
         )
-    header = ["method", *_COLUMNS, *[f"{kind}, in the end" for kind in kinds], "minutes"]
+    header = ["method", *_COLUMNS, *[f"final, {kind}" for kind in kinds], "minutes"]
     origins = [found[name]["provenance"] for name in labels if name in found]
     return "\n".join(
         [
             "# A language model learns one kind of text after another",
             "",
-            f"A transformer over bytes is pre-trained on {kinds[0]} and then trained on "
-            f"{', '.join(kinds[1:-1])} and {kinds[-1]}, in this order. Held-out loss in nats a",
-            "byte, lower is better.",
+            f"A transformer over bytes learns {', '.join(kinds)}, in this order.",
+            "The first is that of pre-training, which all methods share. Losses are of held-out",
+            "documents, in nats a byte: lower is better. Mean ± standard deviation over",
+            f"{experiment['seeds']} seeds.",
             "",
             "* Final: the mean over all texts after the last one.",
-            "* Forgetting: how much higher a text's loss is in the end than when it had just been",
-            "  learned.",
-            "* Just learned: the mean loss of the texts after pre-training when just learned.",
+            "* Forgetting: how much higher a text's loss is in the end than when just learned.",
+            "* Just learned: the mean loss of each text but the first when just learned.",
+            "",
+            "RGO and GPM come after Adam, unless the table says otherwise. GPM changes kernels.",
             "",
             *table(header, rows),
             "",
