@@ -30,8 +30,8 @@ def infer_specs(
     * added or multiplied: all axes, as a bias or a scale; of more than one axis but for those
       called ``bias`` or ``scale``, as positions, a diagonal.
 
-    Axes that number layers, as `flax.linen.scan` stacks them, become ``blocks``. What ``fn`` does not
-    use is left to the default.
+    Axes that number layers, as `flax.linen.scan` stacks them, become ``blocks``. What ``fn`` does
+    not use is left to the default.
 
     Args:
       fn: ``(params, *args) -> outputs``, the forward pass.
