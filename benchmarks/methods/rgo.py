@@ -82,7 +82,8 @@ def rgo(problem: Problem) -> Method:
     columns: Any = "mean" if options.columns == "sum" else options.columns
 
     def alpha(params: Any) -> Any:
-        if options.columns != "sum":
+        # In units of the vectors' own length a sum is no different from a mean.
+        if options.columns != "sum" or options.relative_alpha:
             return options.alpha
         protected = is_protected(params, problem.protected(params))
         return jax.tree.map(

@@ -52,6 +52,7 @@ OF_RGO = {
     "columns": "mean",
     "normalize": True,
     "protect_biases": True,
+    "relative_alpha": False,
     "curvature_classes": "present",
     "online": False,
     "momentum": 0,

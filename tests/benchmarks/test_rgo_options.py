@@ -74,9 +74,10 @@ def linear():
     return w, x, y, kernel_problem(w), task_of(x, y, batch_size=4)
 
 
-def test_a_relative_alpha(linear):
+@pytest.mark.parametrize("columns", ["mean", "sum"])
+def test_a_relative_alpha(linear, columns):
     w, x, y, problem, task = linear
-    state = after_task(built(problem, relative_alpha=True), task)
+    state = after_task(built(problem, relative_alpha=True, columns=columns), task)
     vectors = [
         curvature_grad(w, x[rows], y[rows], range(4)).mean(axis=1)
         for rows in (slice(4), slice(4, 8))
