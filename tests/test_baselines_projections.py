@@ -9,38 +9,48 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks.methods import METHODS, gpm, layers, owm, rgo
-from rgo_jax import linen
-from tests.benchmarks.problems import (
+import rgo_jax
+from rgo_jax import baselines, linen
+from rgo_jax.baselines import _gpm as gpm
+from rgo_jax.baselines import _owm as owm
+from rgo_jax.baselines._projecting import inputs_of
+from tests.small_models import (
     RATE,
+    SGD,
     ConvNet,
+    apply_of,
     cross_entropy_grad,
-    network_problem,
+    params_of,
     task_of,
 )
 
+KEY = jax.random.key(0)
+
 
 @pytest.mark.slow
-def test_layer_inputs_are_what_kernels_are_multiplied_by():
-    problem = network_problem(ConvNet(), (7, 6, 2))
-    params = problem.init(jax.random.key(0))
+@pytest.mark.parametrize("module", [ConvNet(), ConvNet(nn.Conv, nn.Dense)])
+def test_inputs_are_what_kernels_are_multiplied_by(module):
     x = jax.random.normal(jax.random.key(1), (5, 7, 6, 2))
-    inputs = layers.layer_inputs(problem, params, x, 0)
-    assert list(inputs) == ["first", "again", "head"]
-    assert jax.tree.structure(inputs) == jax.tree.structure(params)
-    shapes = jax.tree.map(jnp.shape, inputs, is_leaf=lambda leaf: isinstance(leaf, jax.Array))
-    assert shapes == {
-        "first": {"kernel": (5, 4 * 3, 3 * 2 * 2), "bias": (5, 1, 1)},
-        "again": {"kernel": (5, 3 * 2, 2 * 2 * 4)},
-        "head": {"kernel": (5, 1, 18), "bias": (5, 1, 1)},
+    params = params_of(module, x)
+    inputs = inputs_of(apply_of(module), True, params, x, 0)
+    kernels = ["first/kernel", "again/kernel", "head/kernel"]
+    assert list(inputs)[:3] == kernels
+    assert {name: seen.shape for name, seen in inputs.items()} == {
+        "first/kernel": (5, 4 * 3, 3 * 2 * 2),
+        "again/kernel": (5, 3 * 2, 2 * 2 * 4),
+        "head/kernel": (5, 1, 18),
+        "first/bias": (5, 1, 1),
+        "head/bias": (5, 1, 1),
     }
+    np.testing.assert_array_equal(inputs["head/bias"], np.ones((5, 1, 1)))
+    seen_first, seen_again, seen_head = (inputs[name] for name in kernels)
     kernel = params["first"]["kernel"].reshape(12, 4)
-    first = inputs["first"]["kernel"] @ kernel + params["first"]["bias"][None, None]
+    first = seen_first @ kernel + params["first"]["bias"][None, None]
     first = nn.relu(first.reshape(5, 4, 3, 4))
-    again = inputs["again"]["kernel"] @ params["again"]["kernel"].reshape(16, 3)
-    np.testing.assert_allclose(again.reshape(5, 1, 18), inputs["head"]["kernel"], rtol=1e-4)
+    again = seen_again @ params["again"]["kernel"].reshape(16, 3)
+    np.testing.assert_allclose(again.reshape(5, 1, 18), seen_head, rtol=1e-4)
     np.testing.assert_allclose(
-        first[:, :2, :2].reshape(5, 16), inputs["again"]["kernel"][:, 0], rtol=1e-4, atol=1e-5
+        first[:, :2, :2].reshape(5, 16), seen_again[:, 0], rtol=1e-4, atol=1e-5
     )
 
 
@@ -89,29 +99,38 @@ def test_sgp_importance_by_hand():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("module", [ConvNet(), ConvNet(nn.Conv, nn.Dense)])
 @pytest.mark.parametrize("scale", [None, 10.0])
-def test_gpm_in_the_layers_is_the_optax_transform(scale):
-    problem = network_problem(ConvNet(), (7, 6, 2))
+def test_gpm_in_the_layers_is_the_optax_transform(scale, module):
+    apply_fn = apply_of(module)
     x = jax.random.normal(jax.random.key(1), (6, 7, 6, 2))
     task = task_of(x, jnp.array([0, 1] * 3), batch_size=3)
-    method = gpm.gpm(problem, gpm.Gpm(0.7, 0.8, samples=4, scale=scale))
-    state = method.end_task(method.init(jax.random.key(0)), task)
-    params = state.params
+    given = {"first_threshold": 0.7, "threshold": 0.8, "samples": 4}
+    if scale is None:
+        method = baselines.gpm(apply_fn, SGD, **given)
+    else:
+        method = baselines.sgp(apply_fn, SGD, scale=scale, **given)
+    params = params_of(module, x)
+    state = method.end_task(method.init(params, x, KEY), task)
     batch = jax.random.normal(jax.random.key(2), x.shape), jnp.array([1, 0] * 3)
 
     def loss(params):
-        logits = problem.logits(params, batch[0], 0)
+        logits = apply_fn(params, batch[0], 0)
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
 
     grads = jax.grad(loss)(params)
-    transform = gpm.scale_by_gpm()
+    transform = baselines.scale_by_gpm()
     fresh = transform.init(params)
     unchanged, _ = transform.update(grads, fresh)
     jax.tree.map(np.testing.assert_array_equal, unchanged, grads)
 
-    inputs = layers.layer_inputs(problem, params, x[:4], 0)
+    seen = inputs_of(apply_fn, True, params, x[:4], 0)
+    inputs = {
+        layer: {name: seen[f"{layer}/{name}"] for name in leaves}
+        for layer, leaves in params.items()
+    }
     thresholds = {"first": 0.7, "again": 0.8, "head": 0.8}
-    updated = gpm.gpm_update(fresh, inputs, thresholds, scale)
+    updated = baselines.gpm_update(fresh, inputs, thresholds, scale)
     expected, _ = transform.update(grads, updated)
     after, _ = method.step(state, batch, task)
     found = jax.tree.map(lambda old, new: (old - new) / RATE, params, after.params)
@@ -119,11 +138,9 @@ def test_gpm_in_the_layers_is_the_optax_transform(scale):
     # Biases have constant inputs: after the first task they stay as they are.
     np.testing.assert_array_equal(after.params["head"]["bias"], params["head"]["bias"])
     # What the layers received is received again, to within what the thresholds leave.
-    kernel, seen = np.asarray(expected["first"]["kernel"]).reshape(12, 4), inputs["first"]
-    through = np.asarray(seen["kernel"]).reshape(-1, 12) @ kernel
-    raw = np.asarray(seen["kernel"]).reshape(-1, 12) @ np.asarray(grads["first"]["kernel"]).reshape(
-        12, 4
-    )
+    rows = np.asarray(seen["first/kernel"]).reshape(-1, 12)
+    through = rows @ np.asarray(expected["first"]["kernel"]).reshape(12, 4)
+    raw = rows @ np.asarray(grads["first"]["kernel"]).reshape(12, 4)
     assert np.linalg.norm(through) < 0.8 * np.linalg.norm(raw)
 
 
@@ -131,11 +148,14 @@ def test_gpm_in_the_layers_is_the_optax_transform(scale):
 def test_a_layer_without_free_directions_stays_as_it_is():
     """Every direction is taken, and rounding is all that is left of the projections."""
     params = {"layers_0": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
-    problem = network_problem(nn.Sequential([linen.Dense(2)]), (3,), params)
+    apply_fn = apply_of(nn.Sequential([linen.Dense(2)]))
     x, y = np.eye(3, dtype=np.float32), np.array([0, 1, 1])
     task = task_of(x, y)
-    for method in (gpm.gpm(problem, gpm.Gpm(1.0, 1.0)), owm.owm(problem, owm.Owm(alpha=1e-9))):
-        state = method.end_task(method.init(jax.random.key(0)), task)
+    for method in (
+        baselines.gpm(apply_fn, SGD, first_threshold=1.0, threshold=1.0),
+        baselines.owm(apply_fn, SGD, alpha=1e-9),
+    ):
+        state = method.end_task(method.init(params, x, KEY), task)
         assert max(float(jnp.trace(p)) for p in jax.tree.leaves(state.projections)) < 1e-5
         after, _ = method.step(state, (x, y), task)
         jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), after.params, params)
@@ -152,22 +172,23 @@ def test_owm_is_the_inverse_it_recurs_to():
     np.testing.assert_allclose(p, np.linalg.inv(inverse), atol=1e-6)
 
 
+def dense_without_bias():
+    return apply_of(nn.Dense(2, use_bias=False))
+
+
 def test_owm_is_rgo_where_all_outputs_weigh_the_same():
     """Section 7 of the RGO paper. All logits zero, of two classes: sqrt(a (1 - a)) = 1/2."""
     params = {"kernel": jnp.zeros((6, 2))}
-    problem = network_problem(linen.Dense(2, use_bias=False), (6,), params)
     x = jax.random.normal(jax.random.key(0), (40, 6))
     task = task_of(x, jnp.arange(40) % 2, batch_size=4)
 
     def projection(method):
-        (kept,) = jax.tree.leaves(
-            method.memory(method.end_task(method.init(jax.random.key(0)), task))
-        )
+        (kept,) = jax.tree.leaves(method.memory(method.end_task(method.init(params, x, KEY), task)))
         return np.asarray(kept)
 
     # v is the mean over two columns of the sum over four examples of x / 2: the batch's mean.
-    ours = projection(METHODS["rgo"].build(problem._replace(options=rgo.Rgo(alpha=2.0))))
-    theirs = projection(owm.owm(problem, owm.Owm(alpha=2.0)))
+    ours = projection(baselines.rgo(dense_without_bias(), rgo_jax.rgo(RATE), alpha=2.0))
+    theirs = projection(baselines.owm(dense_without_bias(), SGD, alpha=2.0))
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
     means = np.asarray(x, np.float64).reshape(10, 4, 6).mean(axis=1)
     expected = np.linalg.inv(np.eye(6) + means.T @ means / 2)
@@ -177,10 +198,9 @@ def test_owm_is_rgo_where_all_outputs_weigh_the_same():
 
 def test_owm_alpha_falls_inside_a_task():
     params = {"kernel": jnp.zeros((3, 2))}
-    problem = network_problem(linen.Dense(2, use_bias=False), (3,), params)
     x = np.eye(3)[[0, 1]]
-    method = owm.owm(problem, owm.Owm(alpha=4.0, decay=0.25))
-    state = method.end_task(method.init(jax.random.key(0)), task_of(x, [0, 1]))
+    method = baselines.owm(dense_without_bias(), SGD, alpha=4.0, decay=0.25)
+    state = method.end_task(method.init(params, x, KEY), task_of(x, [0, 1]))
     # alpha / (alpha + 1), for alphas 4 * 0.25^(1/2) and 4 * 0.25.
     np.testing.assert_allclose(state.memory["kernel"], np.diag([2 / 3, 1 / 2, 1]), atol=1e-6)
 
@@ -189,14 +209,17 @@ def test_owm_online_projects_with_the_batch_that_it_trains_on():
     """Two steps of the second task by hand, of four a task: P first, then the parameters."""
     rng = np.random.default_rng(0)
     kernel = rng.normal(size=(3, 2))
-    problem = network_problem(linen.Dense(2, use_bias=False), (3,), {"kernel": jnp.array(kernel)})
-    method = owm.owm_online(problem, owm.Owm(alpha=2.0, decay=0.1))
-    state = method.init(jax.random.key(0))
-    step = jax.jit(
-        lambda state, x, y, task_id: method.step(state, (x, y), task_of(x, y, task_id, len(x)))
-    )
+    method = baselines.owm_online(dense_without_bias(), SGD, alpha=2.0, decay=0.1)
+    state = method.init({"kernel": jnp.float32(kernel)}, jnp.zeros((1, 3)), KEY)
+
+    def task(x, y, task_id):
+        return task_of(x, y, task_id, batch_size=len(x), epochs=4)
+
+    step = jax.jit(lambda state, x, y, task_id: method.step(state, (x, y), task(x, y, task_id)))
     p = np.eye(3)
     for task_id in range(2):
+        x, y = rng.normal(size=(5, 3)), np.arange(5) % 2
+        state = method.start_task(state, task(x, y, task_id), KEY)
         for i in range(4):
             x, y = rng.normal(size=(5, 3)), np.arange(5) % 2
             state, _ = step(state, jnp.float32(x), y, task_id)
@@ -205,6 +228,6 @@ def test_owm_online_projects_with_the_batch_that_it_trains_on():
             kernel -= RATE * p @ cross_entropy_grad(kernel, x, y)
         np.testing.assert_allclose(state.params["kernel"], kernel, atol=1e-5)
         before = state.memory["kernel"]
-        state = method.end_task(state, task_of(x, y, task_id, len(x)))
+        state = method.end_task(state, task(x, y, task_id))
         np.testing.assert_allclose(state.memory["kernel"], p, atol=1e-5)
         np.testing.assert_allclose(state.memory["kernel"], before, atol=1e-6)

@@ -1,0 +1,179 @@
+"""What methods that project gradients layer by layer have in common.
+
+A kernel is seen as ``[d, m]`` and has the inputs that its layer multiplies by it; any other
+parameter, such as a bias, is seen as ``[1, m]`` with an input that is always 1.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import rgo_jax
+from rgo_jax.baselines._inputs import kernel_inputs, name_of
+from rgo_jax.baselines._method import (
+    Apply,
+    Batch,
+    Losses,
+    Method,
+    Task,
+    loss_and_grads,
+    without_momentum,
+)
+
+
+class ProjectedState(NamedTuple):
+    """The state of `projecting_method`.
+
+    Attributes:
+      params: the model's parameters.
+      opt_state: the optimizer's state.
+      memory: the method's.
+      projections: what is made of it: symmetric ``[d, d]`` by the names of parameters.
+      steps: int32 scalar: since the task began.
+    """
+
+    params: Any
+    opt_state: Any
+    memory: Any
+    projections: dict[str, jax.Array]
+    steps: jax.Array
+
+
+def inputs_of(
+    apply_fn: Apply, mask: Any, params: Any, x: jax.Array, task_id: jax.Array
+) -> dict[str, jax.Array]:
+    """What each parameter receives when the model is given some examples.
+
+    Args:
+      apply_fn: the model.
+      mask: as for `gpm`.
+      params: its parameters.
+      x: ``[b, ...]``.
+      task_id: int32 scalar.
+
+    Returns:
+      By the names of the parameters that are not masked out, ``[b, positions, d]``: the kernels'
+      first, in the order in which the model uses them. A convolution has a position for each place
+      of its window, a layer of a sequence one for each token.
+    """
+    kept = {name: leaf for name, leaf, keep in _leaves(params, mask) if keep}
+    kernels = kernel_inputs(apply_fn, params, x, task_id)
+    found = {name: seen for name, seen in kernels.items() if name in kept}
+    for name, leaf in kept.items():
+        found.setdefault(name, jnp.ones((len(x), 1, 1), leaf.dtype))
+    return found
+
+
+def projecting_method(
+    apply_fn: Apply,
+    tx: optax.GradientTransformation,
+    losses: Losses,
+    mask: Any,
+    empty: Callable[[dict[str, int]], Any],
+    fold: Callable[[Any, Any, Task], Any],
+    matrices: Callable[[Any], dict[str, jax.Array]],
+) -> Method:
+    """Training along projected gradients.
+
+    Args:
+      apply_fn: the model.
+      tx: the optimizer, of the projected gradients.
+      losses: of single examples.
+      mask: as for `gpm`.
+      empty: from the dimension d of each parameter to a memory of nothing.
+      fold: ``(memory, params, task) -> memory`` with a finished task in it.
+      matrices: from a memory to the projection ``[d, d]`` of each parameter.
+    """
+
+    def init(params: Any, x: jax.Array, key: jax.Array) -> ProjectedState:
+        del key
+        seen = jax.eval_shape(
+            lambda params, x: inputs_of(apply_fn, mask, params, x, jnp.int32(0)), params, x
+        )
+        memory = empty({name: shape.shape[-1] for name, shape in seen.items()})
+        return ProjectedState(params, tx.init(params), memory, matrices(memory), jnp.int32(0))
+
+    def start_task(state: ProjectedState, task: Task, key: jax.Array) -> ProjectedState:
+        return without_momentum(state, task, key)._replace(steps=jnp.int32(0))
+
+    def step(state: ProjectedState, batch: Batch, task: Task) -> tuple[ProjectedState, jax.Array]:
+        projections = state.projections
+        rgo_state = _rgo_state(state.params, projections)
+        loss, grads = loss_and_grads(apply_fn, losses, state.params, batch, task.id, rgo_state)
+
+        def project(name: str, gradient: Any) -> jax.Array:
+            if isinstance(gradient, rgo_jax.ProjectedGradient):
+                return gradient.gradient
+            return gradient * projections[name][0, 0] if name in projections else gradient
+
+        names = [name for name, _, _ in _leaves(state.params)]
+        leaves = jax.tree.leaves(grads, is_leaf=_is_projected)
+        grads = jax.tree.unflatten(
+            jax.tree.structure(state.params),
+            [project(name, leaf) for name, leaf in zip(names, leaves, strict=True)],
+        )
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return state._replace(params=params, opt_state=opt_state, steps=state.steps + 1), loss
+
+    def end_task(state: ProjectedState, task: Task) -> ProjectedState:
+        memory = fold(state.memory, state.params, task)
+        return state._replace(memory=memory, projections=matrices(memory))
+
+    def apply(state: ProjectedState, x: jax.Array, task_id: jax.Array) -> jax.Array:
+        return apply_fn(state.params, x, task_id)
+
+    return Method(init, start_task, step, end_task, apply, memory=lambda state: state.memory)
+
+
+def _leaves(params: Any, mask: Any = True) -> list[tuple[str, Any, bool]]:
+    """Each parameter's name, itself, and whether the mask keeps it."""
+    mask = mask(params) if callable(mask) else mask
+    kept = jax.tree.map(lambda keep, below: jax.tree.map(lambda _: keep, below), mask, params)
+    flat = jax.tree_util.tree_leaves_with_path(params)
+    return [
+        (name_of(path), leaf, keep)
+        for (path, leaf), keep in zip(flat, jax.tree.leaves(kept), strict=True)
+    ]
+
+
+def _is_projected(node: Any) -> bool:
+    return isinstance(node, rgo_jax.ProjectedGradient)
+
+
+def _rgo_state(params: Any, projections: dict[str, jax.Array]) -> Any:
+    """A state for `rgo_jax.value_and_grad`, with projections of our own for the kernels."""
+    leaves = _leaves(params)
+    # A projection of one number is a factor.
+    is_kernel = [name in projections and len(projections[name]) > 1 for name, _, _ in leaves]
+    specs = [
+        _spec(name, leaf.shape, len(projections[name])) if kernel else None
+        for (name, leaf, _), kernel in zip(leaves, is_kernel, strict=True)
+    ]
+    treedef = jax.tree.structure(params)
+    fresh = optax.masked(
+        rgo_jax.scale_by_rgo(
+            specs=jax.tree.unflatten(treedef, specs),
+            max_fan_in=max(map(len, projections.values()), default=1),
+        ),
+        jax.tree.unflatten(treedef, is_kernel),
+    ).init(params)
+    projection = jax.tree_util.tree_map_with_path(
+        lambda path, _: projections[name_of(path)], fresh.inner_state.projection
+    )
+    return fresh._replace(inner_state=fresh.inner_state._replace(projection=projection))
+
+
+def _spec(name: str, shape: tuple[int, ...], d: int) -> rgo_jax.ProjectionSpec:
+    """The leading axes that make up the inputs' dimension."""
+    for count in range(1, len(shape)):
+        if math.prod(shape[:count]) == d:
+            return rgo_jax.ProjectionSpec(axes=tuple(range(count)))
+    raise ValueError(
+        f"Parameter {name!r} has shape {shape}, but its layer's inputs have {d} features, which is "
+        "no product of its first axes. Mask it out."
+    )
