@@ -227,7 +227,8 @@ def _default_axes(path: _tree.Path, shape: tuple[int, ...], is_equinox: bool) ->
         raise ValueError(
             f"Parameter {_tree.path_name(path)!r} has shape {shape}. As a weight it may be stored "
             "[out, in] or [in, out]: say which axes are fan-in, with "
-            "specs=rgo_jax.ProjectionSpec(axes=...)."
+            "specs=rgo_jax.ProjectionSpec(axes=...), or let the model say it: "
+            "specs=rgo_jax.infer_specs(model, params, inputs)."
         )
     return every[:-1]
 
