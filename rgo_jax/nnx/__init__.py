@@ -6,3 +6,5 @@ from rgo_jax.nnx._encoding import FeatureEncoding as FeatureEncoding
 from rgo_jax.nnx._gradients import value_and_grad as value_and_grad
 from rgo_jax.nnx._layers import Conv as Conv
 from rgo_jax.nnx._layers import Linear as Linear
+from rgo_jax.nnx._model import infer_specs as infer_specs
+from rgo_jax.nnx._model import layer_inputs as layer_inputs
