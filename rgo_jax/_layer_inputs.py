@@ -24,11 +24,11 @@ def layer_inputs(fn: Callable[..., Any], params: Any, *args: Any) -> dict[str, j
       *args: the model's inputs. Data must come in here, as in `rgo_jax.infer_specs`.
 
     Returns:
-      Under the path of each kernel, such as ``"Dense_0/kernel"``, an array ``[rows, d]``. A row is
-      in the order of the rows of P under the specification of `rgo_jax.infer_specs`. Every
-      position of a sequence is a row, every patch of an image, every step of a recurrent layer, and
-      every use of a kernel that is used again. Of a kernel with blocks, as of stacked layers,
-      ``[blocks, rows, d / blocks]``.
+      Under the path of each kernel, such as ``"Dense_0/kernel"``, in the order in which the model
+      uses them, an array ``[rows, d]``. A row is in the order of the rows of P under the
+      specification of `rgo_jax.infer_specs`. Every position of a sequence is a row, every patch of
+      an image, every step of a recurrent layer, and every use of a kernel that is used again. Of a
+      kernel with blocks, as of stacked layers, ``[blocks, rows, d / blocks]``.
 
       Missing are: biases and scales, whose input is always 1; embeddings, whose inputs would be
       rows of zeros with a single one; kernels that are computed from a parameter, as by weight
@@ -52,12 +52,13 @@ def layer_inputs(fn: Callable[..., Any], params: Any, *args: Any) -> dict[str, j
       <https://arxiv.org/abs/2103.09762>`_, ICLR 2021.
     """
     found = _infer.by_leaf(_trace.find_uses(fn, params, args, evaluate=True))
+    paths = list(_tree.leaves_by_path(params))
     result = {}
-    for n, path in enumerate(_tree.leaves_by_path(params)):
-        uses = [use for use, _ in found.get(n, [])]
-        inputs = [rows for _, rows in found.get(n, []) if rows is not None]
+    for n, of_leaf in found.items():
+        uses = [use for use, _ in of_leaf]
+        inputs = [rows for _, rows in of_leaf if rows is not None]
         if not uses or len(inputs) < len(uses) or len({(u.blocks, u.fan_in) for u in uses}) > 1:
             continue
         rows = jnp.concatenate(inputs, axis=1)
-        result[_tree.path_name(path)] = rows if uses[0].blocks else rows[0]
+        result[_tree.path_name(paths[n])] = rows if uses[0].blocks else rows[0]
     return result

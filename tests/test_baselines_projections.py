@@ -231,3 +231,53 @@ def test_owm_online_projects_with_the_batch_that_it_trains_on():
         state = method.end_task(state, task(x, y, task_id))
         np.testing.assert_allclose(state.memory["kernel"], p, atol=1e-5)
         np.testing.assert_allclose(state.memory["kernel"], before, atol=1e-6)
+
+
+def step_of(method, params, x, y):
+    """What one step of the second task changes."""
+    task = task_of(x, y, batch_size=len(x))
+    state = method.end_task(method.init(params, x, KEY), task)
+    after, _ = method.step(state, (x, y), task._replace(id=jnp.int32(1)))
+    return jax.tree.map(lambda old, new: np.abs(old - new).max() > 1e-6, params, after.params)
+
+
+def test_masked_out_parameters_are_trained_freely():
+    x, y = jnp.eye(3), jnp.array([0, 1, 1])
+    params = {"first": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}, "head": jnp.eye(4, 2)}
+
+    def apply_fn(params, x, task_id):
+        hidden = x @ params["first"]["kernel"] + params["first"]["bias"][None]
+        return hidden @ params["head"]
+
+    given = {"first_threshold": 1.0, "threshold": 1.0}
+    whole = step_of(baselines.gpm(apply_fn, SGD, **given), params, x, y)
+    assert not whole["first"]["kernel"]
+    assert not whole["first"]["bias"]
+    for mask in ({"first": True, "head": False}, lambda params: {"first": True, "head": False}):
+        found = step_of(baselines.gpm(apply_fn, SGD, **given, mask=mask), params, x, y)
+        assert found == {"first": {"kernel": False, "bias": False}, "head": True}
+
+
+def test_an_array_alone_is_a_kernel_too():
+    x, y = jnp.eye(3)[:2], jnp.array([0, 1])
+    method = baselines.gpm(lambda w, x, task_id: x @ w, SGD, first_threshold=1.0)
+    task = task_of(x, y, batch_size=2)
+    state = method.end_task(method.init(jnp.ones((3, 2)), x, KEY), task)
+    after, _ = method.step(state, (jnp.ones((2, 3)), jnp.zeros(2, int)), task)
+    moved = np.abs(np.asarray(after.params) - 1).max(axis=1)
+    np.testing.assert_allclose(moved[:2], 0, atol=1e-6)
+    assert moved[2] > 0.01
+
+
+def test_models_whose_inputs_cannot_be_told_are_refused():
+    x = jnp.ones((2, 3))
+    method = baselines.gpm(lambda params, x, task_id: x * params["scale"], SGD)
+    with pytest.raises(ValueError, match=r"No kernel's inputs can be read.*'scale'"):
+        method.init({"scale": jnp.ones((1, 3))}, x, KEY)
+
+    def stacked(params, x, task_id):
+        return jax.lax.scan(lambda x, w: (x @ w, None), x, params["layers"])[0]
+
+    method = baselines.owm(stacked, SGD)
+    with pytest.raises(ValueError, match=r"'layers' of shape .* is a stack of kernels"):
+        method.init({"layers": jnp.ones((4, 3, 3))}, x, KEY)

@@ -173,6 +173,14 @@ def test_a_kernel_that_is_used_again():
     np.testing.assert_allclose(rows, np.concatenate(expected), rtol=1e-3, atol=1e-5)
 
 
+def test_they_are_in_the_order_in_which_they_are_used():
+    def fn(params, x):
+        return jnp.tanh(x @ params["b"]) @ params["a"]
+
+    params = {"a": normal(1, 6, 2), "b": normal(2, 5, 6)}
+    assert list(rgo_jax.layer_inputs(fn, params, normal(0, 3, 5))) == ["b", "a"]
+
+
 def test_under_transformations():
     params, xs = {"a": normal(1, 6, 8), "b": normal(2, 5, 6)}, normal(0, 4, 3, 8)
 

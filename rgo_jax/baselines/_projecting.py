@@ -4,7 +4,6 @@ A kernel is seen as ``[d, m]`` and has the inputs that its layer multiplies by i
 parameter, such as a bias, is seen as ``[1, m]`` with an input that is always 1.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +12,6 @@ import jax.numpy as jnp
 import optax
 
 import rgo_jax
-from rgo_jax.baselines._inputs import kernel_inputs, name_of
 from rgo_jax.baselines._method import (
     Apply,
     Batch,
@@ -59,10 +57,25 @@ def inputs_of(
       By the names of the parameters that are not masked out, ``[b, positions, d]``: the kernels'
       first, in the order in which the model uses them. A convolution has a position for each place
       of its window, a layer of a sequence one for each token.
+
+    Raises:
+      ValueError: no kernel has inputs, or one has blocks.
     """
     kept = {name: leaf for name, leaf, keep in _leaves(params, mask) if keep}
-    kernels = kernel_inputs(apply_fn, params, x, task_id)
-    found = {name: seen for name, seen in kernels.items() if name in kept}
+    seen = rgo_jax.layer_inputs(_at_task(apply_fn, task_id), params, x)
+    found = {}
+    for name in filter(kept.__contains__, seen):
+        if seen[name].ndim > 2:
+            raise ValueError(
+                f"Parameter {name!r} of shape {kept[name].shape} is a stack of kernels, which each "
+                "have inputs of their own. Mask it out, or use layers that are not stacked."
+            )
+        found[name] = seen[name].reshape(len(x), -1, seen[name].shape[-1])
+    if not found:
+        raise ValueError(
+            "No kernel's inputs can be read from the model's program; its parameters are "
+            f"{', '.join(map(repr, kept)) or 'all masked out'}. See rgo_jax.layer_inputs."
+        )
     for name, leaf in kept.items():
         found.setdefault(name, jnp.ones((len(x), 1, 1), leaf.dtype))
     return found
@@ -102,7 +115,7 @@ def projecting_method(
 
     def step(state: ProjectedState, batch: Batch, task: Task) -> tuple[ProjectedState, jax.Array]:
         projections = state.projections
-        rgo_state = _rgo_state(state.params, projections)
+        rgo_state = _rgo_state(apply_fn, state.params, projections, batch[0], task.id)
         loss, grads = loss_and_grads(apply_fn, losses, state.params, batch, task.id, rgo_state)
 
         def project(name: str, gradient: Any) -> jax.Array:
@@ -136,7 +149,7 @@ def _leaves(params: Any, mask: Any = True) -> list[tuple[str, Any, bool]]:
     kept = jax.tree.map(lambda keep, below: jax.tree.map(lambda _: keep, below), mask, params)
     flat = jax.tree_util.tree_leaves_with_path(params)
     return [
-        (name_of(path), leaf, keep)
+        (_name_of(path), leaf, keep)
         for (path, leaf), keep in zip(flat, jax.tree.leaves(kept), strict=True)
     ]
 
@@ -145,35 +158,37 @@ def _is_projected(node: Any) -> bool:
     return isinstance(node, rgo_jax.ProjectedGradient)
 
 
-def _rgo_state(params: Any, projections: dict[str, jax.Array]) -> Any:
+def _name_of(path: tuple[Any, ...]) -> str:
+    """A parameter's name in `rgo_jax.layer_inputs`: Flax's boxes leave no trace in it."""
+    is_boxed = path[-1:] == (jax.tree_util.GetAttrKey("value"),)
+    name = jax.tree_util.keystr(path[:-1] if is_boxed else path, simple=True, separator="/")
+    return name or "(the whole tree)"
+
+
+def _at_task(apply_fn: Apply, task_id: jax.Array) -> Callable[[Any, jax.Array], jax.Array]:
+    return lambda params, x: apply_fn(params, x, task_id)
+
+
+def _rgo_state(
+    apply_fn: Apply,
+    params: Any,
+    projections: dict[str, jax.Array],
+    x: jax.Array,
+    task_id: jax.Array,
+) -> Any:
     """A state for `rgo_jax.value_and_grad`, with projections of our own for the kernels."""
-    leaves = _leaves(params)
+    names = [name for name, _, _ in _leaves(params)]
     # A projection of one number is a factor.
-    is_kernel = [name in projections and len(projections[name]) > 1 for name, _, _ in leaves]
-    specs = [
-        _spec(name, leaf.shape, len(projections[name])) if kernel else None
-        for (name, leaf, _), kernel in zip(leaves, is_kernel, strict=True)
-    ]
-    treedef = jax.tree.structure(params)
-    fresh = optax.masked(
-        rgo_jax.scale_by_rgo(
-            specs=jax.tree.unflatten(treedef, specs),
-            max_fan_in=max(map(len, projections.values()), default=1),
-        ),
-        jax.tree.unflatten(treedef, is_kernel),
-    ).init(params)
+    kernels = [name for name in names if name in projections and len(projections[name]) > 1]
+    others = {name: rgo_jax.ProjectionSpec() for name in names if name not in kernels}
+    specs = rgo_jax.infer_specs(_at_task(apply_fn, task_id), params, x, specs=others)
+    rgo = rgo_jax.scale_by_rgo(
+        specs={name: specs[name] for name in kernels},
+        max_fan_in=max(map(len, projections.values()), default=1),
+    )
+    is_kernel = jax.tree.unflatten(jax.tree.structure(params), [name in kernels for name in names])
+    fresh = optax.masked(rgo, is_kernel).init(params)
     projection = jax.tree_util.tree_map_with_path(
-        lambda path, _: projections[name_of(path)], fresh.inner_state.projection
+        lambda path, _: projections[_name_of(path)], fresh.inner_state.projection
     )
     return fresh._replace(inner_state=fresh.inner_state._replace(projection=projection))
-
-
-def _spec(name: str, shape: tuple[int, ...], d: int) -> rgo_jax.ProjectionSpec:
-    """The leading axes that make up the inputs' dimension."""
-    for count in range(1, len(shape)):
-        if math.prod(shape[:count]) == d:
-            return rgo_jax.ProjectionSpec(axes=tuple(range(count)))
-    raise ValueError(
-        f"Parameter {name!r} has shape {shape}, but its layer's inputs have {d} features, which is "
-        "no product of its first axes. Mask it out."
-    )
