@@ -7,6 +7,7 @@ from rgo_jax._fel import fel_permutation as fel_permutation
 from rgo_jax._geometry import ProjectionSpec as ProjectionSpec
 from rgo_jax._gradients import value_and_grad as value_and_grad
 from rgo_jax._infer import infer_specs as infer_specs
+from rgo_jax._layer_inputs import layer_inputs as layer_inputs
 from rgo_jax._metrics import average_accuracy as average_accuracy
 from rgo_jax._metrics import backward_transfer as backward_transfer
 from rgo_jax._metrics import forgetting as forgetting
@@ -45,6 +46,7 @@ __all__ = [
     "forward_transfer",
     "infer_specs",
     "intransigence",
+    "layer_inputs",
     "learning_accuracy",
     "next_task",
     "projection_memory",

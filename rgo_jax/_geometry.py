@@ -139,8 +139,7 @@ def layouts(specs: Any, params: Any) -> dict[_tree.Path, Layout]:
     """What the P of each leaf of ``params`` will be.
 
     Args:
-      specs: a tree of `ProjectionSpec` that names the parameters that need one. A spec holds for
-        all leaves below its place in the tree. Or a function of a leaf's path and the leaf.
+      specs: as for `by_path`.
       params: arrays, or anything with a shape and a dtype.
 
     Raises:
@@ -148,17 +147,7 @@ def layouts(specs: Any, params: Any) -> dict[_tree.Path, Layout]:
         leaf without axes or numbers, or one whose layout is not known.
       TypeError: a leaf is not real floating point.
     """
-    if callable(specs):
-        specs = _tree.map_with_path(
-            lambda path, leaf, spec_of=specs: spec_of(_tree.path_name(path), leaf), params
-        )
-    for path, spec in _tree.leaves_by_path(specs, ProjectionSpec).items():
-        if not isinstance(spec, ProjectionSpec):
-            raise ValueError(
-                f"specs has {spec!r} at {_tree.path_name(path)!r}; expected a "
-                "rgo_jax.ProjectionSpec. Leave out the parameters for which the default is right."
-            )
-    found = _tree.broadcast_prefix(specs, params, ProjectionSpec, "specs")
+    found: dict[_tree.Path, Any] = by_path(specs, params)
     nodes, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_equinox_layer)
     equinox_layers = {path for path, node in nodes if _is_equinox_layer(node)}
     result = {}
@@ -172,6 +161,32 @@ def layouts(specs: Any, params: Any) -> dict[_tree.Path, Layout]:
         geometry = Geometry(shape, axes)
         result[path] = Layout(geometry, _projection_shape(path, geometry, spec))
     return result
+
+
+def by_path(specs: Any, params: Any) -> dict[_tree.Path, ProjectionSpec]:
+    """The specs of those leaves of ``params`` that have one.
+
+    Args:
+      specs: a tree of `ProjectionSpec` that names the parameters that need one, where a spec holds
+        for all leaves below its place; or a function of a leaf's path, such as
+        ``"Dense_0/kernel"``, and the leaf that returns its spec or None.
+      params: arrays, or anything with a shape and a dtype.
+
+    Raises:
+      ValueError: a spec that is none, or for which there is no parameter.
+    """
+    if callable(specs) and jax.tree_util.all_leaves([specs]):  # a module is no function here
+        specs = {
+            _tree.path_name(path): specs(_tree.path_name(path), leaf)
+            for path, leaf in _tree.leaves_by_path(params).items()
+        }
+    for path, spec in _tree.leaves_by_path(specs, ProjectionSpec).items():
+        if not isinstance(spec, ProjectionSpec):
+            raise ValueError(
+                f"specs has {spec!r} at {_tree.path_name(path)!r}; expected a "
+                "rgo_jax.ProjectionSpec. Leave out the parameters for which the default is right."
+            )
+    return _tree.broadcast_prefix(specs, params, ProjectionSpec, "specs")
 
 
 def _check(path: _tree.Path, leaf: Any) -> None:

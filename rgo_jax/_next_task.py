@@ -1,5 +1,7 @@
 """``next_task``: an optimizer state for the next task, of which P and the settings are the old."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -66,20 +68,25 @@ def next_task(tx: Initializer, opt_state: optax.OptState, params: Any) -> optax.
       1
     """
     _state.find_states(opt_state)
+    return restart(tx, opt_state, params)
 
-    def init(params: Any) -> list[Any]:
-        """The leaves that start anew, in their places."""
-        fresh = tx.init(params)
-        _check(opt_state, fresh)
-        return [None if _is_kept(*each) else each[1] for each in _flatten(fresh)]
 
-    # Compiled, a fresh P is never made.
-    fresh = jax.jit(init)(params)
+def restart(tx: Initializer, opt_state: optax.OptState, params: Any) -> optax.OptState:
+    """`next_task`, of optimizers without P too."""
+
+    _check(opt_state, jax.eval_shape(tx.init, params))
+    fresh = _fresh_leaves(tx.init, params)
     leaves = [
         old if new is None else _like(new, old)
         for new, (_, old) in zip(fresh, _flatten(opt_state), strict=True)
     ]
     return jax.tree.unflatten(jax.tree.structure(opt_state, is_leaf=_state.is_state), leaves)
+
+
+@partial(jax.jit, static_argnums=0)
+def _fresh_leaves(init: Callable[[Any], optax.OptState], params: Any) -> list[Any]:
+    """Those that start anew, in their places. Compiled, a fresh P is never made."""
+    return [None if _is_kept(*each) else each[1] for each in _flatten(init(params))]
 
 
 def _flatten(opt_state: Any) -> list[tuple[_tree.Path, Any]]:

@@ -40,10 +40,11 @@ def scale_by_rgo(
     Args:
       specs: a tree of `rgo_jax.ProjectionSpec` for the parameters that the default does not fit:
         attention kernels, whose fan-in is one axis, kernels stored as ``[out, in]``, and
-        embeddings, whose fan-in is too large for a full P. `rgo_jax.infer_specs` makes it. It has
-        the structure of the parameters, but need not have all of them, and a spec holds for
-        everything below it. Or a function of a parameter's path, such as ``"Dense_0/kernel"``, and
-        the parameter, that returns its spec or None.
+        embeddings, whose fan-in is too large for a full P. `rgo_jax.infer_specs` makes it. It names
+        the parameters as they are called, as a tree or by path (``{"Dense_0/kernel": spec}``), and
+        need not have all of them; a spec holds for everything below it. Or a function of a path and
+        the leaf there that returns a spec or None; with `optax.inject_hyperparams`, name it in
+        ``static_args``.
       max_fan_in: the largest full P or block of one accepted; 8192 if None, at which one ``P``
         takes 256 MiB in float32. With `optax.inject_hyperparams`, name it in ``static_args``.
       weight_decay: strength of an L2 penalty, ``weight_decay / 2 * |params|^2``, whose gradient is

@@ -10,6 +10,7 @@ from rgo_jax._projected import ProjectedGradient
 
 Path = tuple[Any, ...]
 
+_WHOLE = "(the whole tree)"
 _BOX = [(jax.tree_util.GetAttrKey("value"),)]
 
 
@@ -62,11 +63,7 @@ def _is_projected(node: Any) -> bool:
 
 def path_name(path: Path) -> str:
     """A pytree path as people write it: ``Dense_0/kernel``."""
-    return jax.tree_util.keystr(path, simple=True, separator="/") or "(the whole tree)"
-
-
-def _key_names(path: Path) -> tuple[str, ...]:
-    return tuple(path_name((key,)) for key in path)
+    return jax.tree_util.keystr(path, simple=True, separator="/") or _WHOLE
 
 
 def names(paths: Collection[Path]) -> str:
@@ -80,7 +77,9 @@ def broadcast_prefix(
     """For each leaf of a tree the value that a prefix has for it, at the leaf or at a branch above.
 
     Args:
-      prefix: a tree that need not have all branches of the other; None has no values.
+      prefix: a tree that need not have all branches of the other; None has no values. Its paths
+        need only be called the same: ``{"0": {"kernel": 1}}`` and ``{"0/kernel": 1}`` name the
+        kernel of the first of a list.
       tree: the other. `optax.MaskedNode`s in it may have values in the prefix, but get none.
       leaf_type: of the values.
       what: what errors call ``prefix``.
@@ -91,29 +90,37 @@ def broadcast_prefix(
     Raises:
       ValueError: the prefix has a value at a path that the other tree does not have.
     """
-    # By names: a dict may say something of a list's items or of an object's attributes.
-    values = {_key_names(path): leaf for path, leaf in leaves_by_path(prefix, leaf_type).items()}
+    values = {_steps(path): value for path, value in leaves_by_path(prefix, leaf_type).items()}
     leaves = leaves_by_path(tree, optax.MaskedNode)
     masked = [path for path, leaf in leaves.items() if isinstance(leaf, optax.MaskedNode)]
     found, used = {}, set()
+    names_of_leaves = {_steps(path) for path in leaves}
     for path in leaves:
-        names_of_keys = _key_names(path)
-        for length in range(len(path) + 1):
-            if names_of_keys[:length] in values:
-                used.add(names_of_keys[:length])
-                found[path] = values[names_of_keys[:length]]
+        steps = _steps(path)
+        for length in range(len(steps) + 1):
+            # A parameter's name may begin with that of another: "kernel/scale" with "kernel".
+            is_above = length == len(steps) or steps[:length] not in names_of_leaves
+            if is_above and steps[:length] in values:
+                used.add(steps[:length])
+                found[path] = values[steps[:length]]
     # Parameters that optax.masked leaves out are named nowhere else, but are no mistake.
-    hidden = [_key_names(path) for path in masked]
+    left_out = [_steps(path) for path in masked]
     unused = [
-        keys
-        for keys in values
-        if keys not in used and not any(keys[: len(other)] == other for other in hidden)
+        steps
+        for steps in values
+        if steps not in used and not any(steps[: len(other)] == other for other in left_out)
     ]
     # Trees without any leaf stand for parameters that are not there: see optax.tree.map_params.
     if unused and leaves:
         known = [path for path in leaves if path not in masked]
-        missing = "/".join(unused[0]) or path_name(())
         raise ValueError(
-            f"{what} names {missing!r}, but there is no such parameter. There are {names(known)}."
+            f"{what} names {'/'.join(unused[0])!r}, but there is no such parameter. There "
+            f"are {names(known)}."
         )
     return {path: value for path, value in found.items() if path not in masked}
+
+
+def _steps(path: Path) -> tuple[str, ...]:
+    """A path by what it is called, whatever its containers are: a list, a dict, a module."""
+    name = path_name(path)
+    return () if name == _WHOLE else tuple(name.split("/"))

@@ -1,268 +1,168 @@
-"""How a program uses its parameters: which of their axes meet its data, read from its jaxpr.
+"""What an operation of a traced program does with a parameter."""
 
-The walk knows primitives and no layers, so it is the same for Linen, NNX and plain functions.
-"""
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
-import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-import jax
-from jax.extend import core
-
-Kind = Literal["contracted", "looked up", "elementwise"]
-Axes = tuple[int, ...]
+from rgo_jax import _views
+from rgo_jax._views import Dim, View
 
 
-@dataclasses.dataclass(frozen=True)
-class Use:
-    """One use of a parameter.
+class Use(NamedTuple):
+    """A place where a parameter meets the data.
 
     Attributes:
-      kind: contracted with data; indexed by it; or added to it, multiplied with it and the like.
-      axes: that are contracted or indexed, ascending; of elementwise ones all.
-      stacked: axes of layers: those that a scan or an index takes apart, or a batched product.
+      kind: a kernel is contracted with its inputs; a lookup takes entries of a table; a vector
+        meets the data element-wise; of an unknown use nothing can be told.
+      view: the parameter as it is used.
+      blocks: axes whose entries are parameters of their own: of stacked layers, experts, models.
+      fan_in: the fan-in axes of each of those.
+      contracted: of a kernel: the pieces of its contracted dimensions.
+      batch: of a kernel: the pieces of its batch dimensions.
     """
 
-    kind: Kind
-    axes: Axes
-    stacked: Axes
+    kind: Literal["kernel", "lookup", "vector", "unknown"]
+    view: View
+    blocks: tuple[int, ...] = ()
+    fan_in: tuple[int, ...] = ()
+    contracted: Dim = ()
+    batch: Dim = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class _View:
-    """An array that is computed from parameters only, as far as one of them goes.
+def interpret(eqn: JaxprEqn, position: int, view: View, meets_data: bool) -> View | Use:
+    """What an operation makes of a view, or what it uses it for.
 
-    Attributes:
-      leaf: the number of the parameter.
-      dims: for each axis of the array the parameter's axes that it runs over.
-      stacked: the parameter's axes that are gone because they number layers.
-      contracted: the parameter's axes that other parameters have been contracted with.
+    Args:
+      eqn: the operation, of one output; calls and loops are the caller's.
+      position: of the view among the operands.
+      view: the parameter's.
+      meets_data: whether another operand depends on the data.
     """
-
-    leaf: int
-    dims: tuple[Axes, ...]
-    stacked: Axes = ()
-    contracted: Axes = ()
-
-
-# What is known of an array: of one that depends on data nothing, else its views.
-_Views = tuple[_View, ...]
-_Known = _Views | None
-
-# These give an array of the same axes.
-_SAME_AXES = {"convert_element_type", "copy", "rev", "stop_gradient", "reduce_precision",
-              "optimization_barrier", "sharding_constraint", "slice", "pad"}  # fmt: skip
-
-
-def find(fn: Callable[..., Any], leaves: Sequence[Any], *args: Any) -> list[list[Use]]:
-    """The uses of each leaf in ``fn(leaves, *args)``; arrays or their shapes will do."""
-    jaxpr = jax.make_jaxpr(fn)(list(leaves), *args).jaxpr
-    uses: list[list[Use]] = [[] for _ in leaves]
-    known: list[_Known] = [
-        (_View(number, tuple((axis,) for axis in range(len(leaf.shape)))),)
-        for number, leaf in enumerate(leaves)
-    ]
-    known += [None] * (len(jaxpr.invars) - len(known))
-    _Walk(uses).run(jaxpr, known)
-    return uses
-
-
-class _Walk:
-    """Goes through a program once and takes down uses."""
-
-    def __init__(self, uses: list[list[Use]]) -> None:
-        self.uses = uses
-
-    def run(self, jaxpr: Any, known: Sequence[_Known]) -> list[_Known]:
-        """Walks a jaxpr; from what is known of its inputs to what is known of its outputs."""
-        env: dict[Any, _Known] = dict(zip(jaxpr.invars, known, strict=True))
-
-        def read(atom: Any) -> _Known:
-            # Constants are no data.
-            return () if isinstance(atom, core.Literal) else env.get(atom, ())
-
-        for eqn in jaxpr.eqns:
-            found = self._equation(eqn, [read(atom) for atom in eqn.invars])
-            env.update(zip(eqn.outvars, found, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
-
-    def _equation(self, eqn: Any, known: list[_Known]) -> list[_Known]:
-        name = eqn.primitive.name
-        if name == "scan":
-            return self._scan(eqn, known)
-        if name == "cond":
-            branches = [self.run(b.jaxpr, known[1:]) for b in eqn.params["branches"]]
-            return branches[0]
-        if name == "while":
-            return self._while(eqn, known)
-        inner = _inner(eqn)
-        if inner is not None and len(inner.invars) == len(known):
-            return self.run(inner, known)
-        if all(views is not None for views in known):
-            product = name == "dot_general"
-            return [_combined(eqn, known) if product else _moved(eqn, known)] * len(eqn.outvars)
-        for number, views in enumerate(known):
-            for view in views or ():
-                self._take_down(eqn, number, view)
-        return [None] * len(eqn.outvars)
-
-    def _scan(self, eqn: Any, known: list[_Known]) -> list[_Known]:
-        body, (consts, carry) = eqn.params["jaxpr"].jaxpr, _scan_counts(eqn)
-        whole, sliced = known[: consts + carry], known[consts + carry :]
-        # What the carry becomes is not followed: it depends on data nearly always.
-        whole = [*whole[:consts], *[None] * carry]
-        inside = [None if v is None else tuple(map(_taken_apart, v)) for v in sliced]
-        self.run(body, [*whole, *inside])
-        return [None] * len(eqn.outvars)
-
-    def _while(self, eqn: Any, known: list[_Known]) -> list[_Known]:
-        skipped, consts = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-        carry = len(known) - skipped - consts
-        body = known[skipped : skipped + consts]
-        self.run(eqn.params["body_jaxpr"].jaxpr, [*body, *[None] * carry])
-        return [None] * len(eqn.outvars)
-
-    def _take_down(self, eqn: Any, number: int, view: _View) -> None:
-        """A use: the parameter is the operand of this number, others are data."""
-        name, every = eqn.primitive.name, _flat(view.dims)
-        kind: Kind = "contracted"
-        stacked: Axes = view.stacked
+    name, result = eqn.primitive.name, None
+    if name in _views.MOVES and position == 0:
+        result = _views.MOVES[name](view, eqn)
+    elif name == "gather" and position == 0:
+        return _lookup(eqn, view)
+    elif name in ("dot_general", "conv_general_dilated"):
+        if meets_data:
+            return _contraction(eqn, position, view)
         if name == "dot_general":
-            contract, batch = eqn.params["dimension_numbers"]
-            axes = _flat(view.dims[dim] for dim in contract[number])
-            stacked += _flat(view.dims[dim] for dim in batch[number])
-            # Only another factor of it is contracted with data: A of W = A B.
-            axes = axes or view.contracted
-        elif name == "conv_general_dilated" and number == 1:
-            _, *fan_in = eqn.params["dimension_numbers"].rhs_spec
-            axes = _flat(view.dims[dim] for dim in fan_in) or view.contracted
-        elif name == "gather" and number == 0:
-            kind = "looked up"
-            axes = _flat(view.dims[d] for d in eqn.params["dimension_numbers"].start_index_map)
-        elif name in ("dynamic_slice", "dynamic_update_slice"):
-            return
-        else:
-            kind, axes = "elementwise", every
-        if axes:
-            use = Use(kind, tuple(sorted(axes)), tuple(sorted(stacked)))
-            self.uses[view.leaf].append(use)
+            result = _product(eqn, position, view)
+    elif name == "concatenate" or _is_elementwise(eqn):
+        if meets_data:
+            return _vector(view)
+        result = view.resized(_shape(eqn.outvars[0]))
+        if result is not None and name != "concatenate" and not _is_scaling(eqn, position):
+            result = result._replace(exact=False)
+    return Use("unknown", view) if result is None else result
 
 
-def _moved(eqn: Any, known: list[_Known]) -> _Views:
-    """The views of what is computed from parameters only, but for products of two."""
-    name, shape = eqn.primitive.name, eqn.outvars[0].aval.shape
-    if name in ("dynamic_slice", "gather"):
-        return tuple(map(_indexed(eqn), known[0] or ()))
-    found = []
-    for atom, views in zip(eqn.invars, known, strict=True):
-        for view in views or ():
-            dims = _new_dims(eqn, atom.aval.shape, view.dims)
-            if dims is not None and len(dims) == len(shape):
-                # Of length 1 by now: one of many was picked.
-                gone = tuple(axis for axis in _flat(view.dims) if axis not in _flat(dims))
-                found.append(dataclasses.replace(view, dims=dims, stacked=view.stacked + gone))
-    return tuple(found)
+def _kernel_dims(eqn: JaxprEqn, position: int) -> tuple[Sequence[int], Sequence[int]]:
+    """The contracted and the batch dimensions of the operand at a position."""
+    numbers = eqn.params["dimension_numbers"]
+    if eqn.primitive.name == "dot_general":
+        contracted, batch = numbers
+        return contracted[position], batch[position]
+    return numbers.rhs_spec[1:], ()
 
 
-def _new_dims(eqn: Any, shape: Axes, dims: tuple[Axes, ...]) -> tuple[Axes, ...] | None:
-    """Where the axes of an operand are afterwards; None if that is not known."""
-    name, new_shape, params = eqn.primitive.name, eqn.outvars[0].aval.shape, eqn.params
-    if name == "transpose":
-        return tuple(dims[axis] for axis in params["permutation"])
-    if name == "squeeze":
-        gone = {axis % len(shape) for axis in params["dimensions"]}
-        return tuple(dim for axis, dim in enumerate(dims) if axis not in gone)
-    if name == "broadcast_in_dim":
-        placed = dict(zip(params["broadcast_dimensions"], dims, strict=True))
-        return tuple(placed.get(axis, ()) for axis in range(len(new_shape)))
-    if name == "reshape":
-        return _reshaped(shape, dims, new_shape)
-    # Elementwise; or, as a sum over axes, of another rank, and no longer followed.
-    return dims if name in _SAME_AXES or shape == new_shape else None
+def _product(eqn: JaxprEqn, position: int, view: View) -> View:
+    """What of a parameter is left in its product with another one, such as of low-rank factors."""
+    contracted, batch = _kernel_dims(eqn, position)
+    own = [dim for dim in range(len(view.dims)) if dim not in (*contracted, *batch)]
+    shape = _shape(eqn.outvars[0])
+    others = range(len(batch) + len(own), len(shape))
+    if position == 1:
+        others = range(len(batch), len(shape) - len(own))
+    theirs: list[Dim] = [_views.broadcast(shape[dim]) for dim in others]
+    ours = [view.dims[dim] for dim in own]
+    shared = [view.dims[dim] for dim in batch]
+    dims = (*shared, *theirs, *ours) if position else (*shared, *ours, *theirs)
+    # Of several products one after the other, the first one tells what it was multiplied by.
+    met = view.met or tuple(axes_of(view.pieces(contracted)))
+    return view._replace(dims=dims, met=met, exact=False)
 
 
-def _reshaped(shape: Axes, dims: tuple[Axes, ...], new_shape: Axes) -> tuple[Axes, ...] | None:
-    """Of axes that are merged or left alone; None if one is split."""
-    rest = [(size, dim) for size, dim in zip(shape, dims, strict=True) if size != 1]
-    found: list[Axes] = []
-    for size in new_shape:
-        taken: Axes = ()
-        reached = 1
-        while reached < size:
-            if not rest:
-                return None
-            part, dim = rest.pop(0)
-            reached, taken = reached * part, taken + dim
-        if reached != size:
-            return None
-        found.append(taken)
-    return tuple(found)
+def _contraction(eqn: JaxprEqn, position: int, view: View) -> Use:
+    if eqn.primitive.name == "conv_general_dilated" and (
+        position != 1 or eqn.params["batch_group_count"] != 1
+    ):
+        return Use("unknown", view)
+    ins, batches = _kernel_dims(eqn, position)
+    # Where a kernel is broadcast the batch is of examples.
+    batches = [dim for dim in batches if axes_of(view.dims[dim])]
+    contracted, batch = view.pieces(ins), view.pieces(batches)
+    outs = [dim for dim in range(len(view.dims)) if dim not in (*ins, *batches)]
+    fan_in, blocks, outputs = axes_of(contracted), axes_of(batch), axes_of(view.pieces(outs))
+    if contracted and not fan_in:
+        if not view.met:  # a scale, broadcast to a kernel: one number a column
+            return _vector(view)
+        # Another factor of the kernel is contracted with data, and this one with that one.
+        fan_in, contracted = list(view.met), ()
+    elif view.met:
+        outputs = sorted({*outputs, *view.met})
+    everywhere = [*fan_in, *blocks, *outputs, *view.stacked]
+    rest = set(range(len(view.shape))) - set(everywhere)  # squeezed out
+    if (
+        len(set(everywhere)) < len(everywhere)
+        or any(view.shape[axis] > 1 for axis in rest)
+        or any(piece.axis is None for piece in (*contracted, *batch))
+        or not all(view.is_whole(tuple(p for p in batch if p.axis == axis)) for axis in blocks)
+    ):
+        return Use("unknown", view)
+    fan_in = sorted({*fan_in, *rest})
+    if not fan_in:  # an outer product, or one of elements
+        return _vector(view)
+    # An entry without outputs of its own is itself an output, but for what a scan has stacked.
+    stacked = view.stacked if outputs or blocks else view.stacked[: sum(view.scans)]
+    return Use("kernel", view, (*stacked, *blocks), tuple(fan_in), contracted, batch)
 
 
-def _combined(eqn: Any, known: list[_Known]) -> _Views:
-    """The views of a product of parameters: in each, what is left of one of them."""
-    contract, batch = eqn.params["dimension_numbers"]
-    ranks = [len(atom.aval.shape) for atom in eqn.invars]
-    free = [
-        [d for d in range(rank) if d not in contract[number] and d not in batch[number]]
-        for number, rank in enumerate(ranks)
-    ]
-    found = []
-    for number, views in enumerate(known):
-        for view in views or ():
-            nothing: tuple[Axes, ...] = ((),) * len(free[1 - number])
-            own = tuple(view.dims[dim] for dim in free[number])
-            shared = tuple(view.dims[dim] for dim in batch[number])
-            met = _flat(view.dims[dim] for dim in contract[number])
-            dims = (*shared, *((*own, *nothing) if number == 0 else (*nothing, *own)))
-            # Contracted with several parameters one after the other: the first tells.
-            contracted = view.contracted or met
-            found.append(dataclasses.replace(view, dims=dims, contracted=contracted))
-    return tuple(found)
+def axes_of(pieces: Dim) -> list[int]:
+    """The parameter's axes that pieces come from."""
+    return sorted({piece.axis for piece in pieces if piece.axis is not None})
 
 
-def _indexed(eqn: Any) -> Callable[[_View], _View]:
-    """Of one layer picked out of many by a number that is no data."""
-    shape, new_shape = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
-    if eqn.primitive.name == "gather":
-        numbers = eqn.params["dimension_numbers"]
-        gone = set(numbers.collapsed_slice_dims)
-        left = [dim for dim in range(len(shape)) if dim not in gone]
-        offsets = dict(zip(numbers.offset_dims, left, strict=False))
-    else:
-        gone = {dim for dim, size in enumerate(shape) if new_shape[dim] == 1 < size}
-        offsets = {dim: dim for dim in range(len(shape)) if dim not in gone}
-
-    def index(view: _View) -> _View:
-        dims = tuple(
-            view.dims[offsets[dim]] if dim in offsets else () for dim in range(len(new_shape))
-        )
-        return dataclasses.replace(
-            view, dims=dims, stacked=view.stacked + _flat(view.dims[dim] for dim in sorted(gone))
-        )
-
-    return index
+def _lookup(eqn: JaxprEqn, view: View) -> Use:
+    """Entries of a table, wherever the indices come from."""
+    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    shape = _shape(eqn.invars[0])
+    one = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+    one |= {dim for dim, size in enumerate(sizes) if size == 1 < shape[dim]}
+    is_whole = all(dim in one or sizes[dim] == shape[dim] for dim in range(len(shape)))
+    axes = axes_of(view.pieces(sorted(one)))
+    if not is_whole or not axes:
+        return Use("unknown", view)
+    return Use("lookup", view, (), tuple(sorted({*view.stacked, *axes})))
 
 
-def _taken_apart(view: _View) -> _View:
-    """One step of a scan over the first axis."""
-    first, *rest = view.dims
-    return dataclasses.replace(view, dims=tuple(rest), stacked=view.stacked + first)
+def _vector(view: View) -> Use:
+    rest = tuple(axis for axis in range(len(view.shape)) if axis not in view.stacked)
+    if math.prod(view.shape[axis] for axis in rest) == 1:
+        # One number a layer. A P of its own would be undone by its trace rule.
+        return Use("vector", view, (), tuple(range(len(view.shape))))
+    return Use("vector", view, view.stacked, rest)
 
 
-def _scan_counts(eqn: Any) -> tuple[int, int]:
-    return eqn.params["num_consts"], eqn.params["num_carry"]
+def _is_elementwise(eqn: JaxprEqn) -> bool:
+    """Whether operands of one shape, but for scalars and axes of 1, give a result of that shape."""
+    if len(eqn.outvars) > 1 or any(isinstance(v, ClosedJaxpr | Jaxpr) for v in eqn.params.values()):
+        return False
+    result = _shape(eqn.outvars[0])
+    shapes = [shape for shape in map(_shape, eqn.invars) if shape]
+    return all(len(shape) == len(result) for shape in shapes) and all(
+        set(sizes) <= {1, size} and size in sizes
+        for size, *sizes in zip(result, *shapes, strict=True)
+    )
 
 
-def _inner(eqn: Any) -> Any:
-    """The program of a call: of `jax.jit`, `jax.checkpoint`, custom derivatives and the like."""
-    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        inner = eqn.params.get(name)
-        if inner is not None:
-            return inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner
-    return None
+def _is_scaling(eqn: JaxprEqn, position: int) -> bool:
+    others = [v for n, v in enumerate(eqn.invars) if n != position]
+    is_linear = eqn.primitive.name in ("mul", "neg") or (eqn.primitive.name, position) == ("div", 0)
+    return is_linear and not any(map(_shape, others))
 
 
-def _flat(dims: Any) -> Axes:
-    return tuple(axis for dim in dims for axis in dim)
+def _shape(var: Any) -> tuple[int, ...]:
+    return tuple(var.aval.shape)

@@ -262,8 +262,11 @@ def test_a_parameter_of_two_layouts_is_refused():
         return x @ params["w"] + x @ params["w"].T
 
     shapes = {"w": jax.ShapeDtypeStruct((8, 8), jnp.float32)}
-    with pytest.raises(ValueError, match=r"'w' with shape \(8, 8\) is contracted over axes \(0,\)"):
+    found = r"'w' with shape \(8, 8\) is used with fan-in axes \(0,\) and axes \(1,\).*specs={'w'"
+    with pytest.raises(ValueError, match=found):
         rgo_jax.infer_specs(forward, shapes, X)
+    chosen = {"w": ProjectionSpec(axes=1)}
+    assert rgo_jax.infer_specs(forward, shapes, X, specs=chosen) == chosen
 
 
 def test_specs_may_be_a_function_of_path_and_leaf():

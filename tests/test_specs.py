@@ -1,6 +1,7 @@
 """Parameters that the default geometry does not fit: attention, stacked layers, embeddings."""
 
 import dataclasses
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -180,6 +181,56 @@ def test_specs_under_wrappers():
     ):
         state = jax.jit(tx.init)(params)
         assert rgo_jax.projection_stats(state)["a/w"].dim == 2
+
+
+class Pair(NamedTuple):
+    a: object
+    b: object
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"a": {"w": jnp.zeros((4, 2, 3))}, "b": [jnp.zeros((4, 2, 3))]},
+        Pair({"w": jnp.zeros((4, 2, 3))}, (jnp.zeros((4, 2, 3)),)),
+        nnx.State({"a": {"w": nnx.Param(jnp.zeros((4, 2, 3)))}, "b": [jnp.zeros((4, 2, 3))]}),
+    ],
+    ids=["dict", "tuple", "state"],
+)
+@pytest.mark.parametrize(
+    "specs",
+    [
+        {"a": {"w": ProjectionSpec(axes=0)}, "b": [ProjectionSpec(axes=1)]},
+        Pair(ProjectionSpec(axes=0), (ProjectionSpec(axes=1),)),
+        {"a/w": ProjectionSpec(axes=0), "b/0": ProjectionSpec(axes=1)},
+        lambda path, leaf: ProjectionSpec(axes=["a/w", "b/0"].index(path)),
+    ],
+    ids=["dict", "tuple", "paths", "function"],
+)
+def test_names_match_across_containers(params, specs):
+    memory = rgo_jax.projection_memory(params, specs=specs)
+    assert memory == {"a/w": 16 * 4 / 2**20, "b/0": 4 * 4 / 2**20}
+    state = rgo_jax.scale_by_rgo(specs=specs).init(params)
+    assert [p.shape for p in jax.tree.leaves(state.projection)] == [(4, 4), (2, 2)]
+
+
+def test_a_function_of_path_and_leaf():
+    def specs(path, leaf):
+        assert path in ("embed", "kernel")
+        return ProjectionSpec(diagonal=True) if leaf.shape[0] > 100 else None
+
+    params = {"embed": jnp.zeros((200, 2)), "kernel": jnp.zeros((4, 2))}
+    state = rgo_jax.rgo(0.1, specs=specs).init(params)
+    assert [p.shape for p in jax.tree.leaves(state[0].projection)] == [(200,), (4, 4)]
+    with pytest.raises(ValueError, match="specs has 0 at 'kernel'; expected"):
+        rgo_jax.projection_memory(params, specs=lambda path, leaf: 0 if path == "kernel" else None)
+
+
+def test_a_name_that_begins_with_another():
+    """As flax.linen.WeightNorm names its scales: the kernel's spec is not the scale's."""
+    params = {"kernel": jnp.zeros((4, 2, 3)), "kernel/scale": jnp.zeros((2, 3))}
+    memory = rgo_jax.projection_memory(params, specs={"kernel": ProjectionSpec(axes=-1)})
+    assert memory == {"kernel": 9 * 4 / 2**20, "kernel/scale": 4 * 4 / 2**20}
 
 
 @pytest.mark.parametrize(

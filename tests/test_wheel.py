@@ -14,6 +14,7 @@ import importlib.util
 import jax, jax.numpy as jnp, optax
 from flax import nnx
 import rgo_jax, rgo_jax.linen, rgo_jax.nnx
+from rgo_jax import baselines
 
 for name in ("benchmarks", "tests", "sklearn", "tensorflow_datasets", "matplotlib"):
     assert importlib.util.find_spec(name) is None, name
@@ -36,6 +37,11 @@ def loss(model):
 before, grads = rgo_jax.nnx.value_and_grad(loss, optimizer)(model)
 optimizer.update(model, grads)
 assert loss(model) < before
+
+y = jnp.array([0, 2])
+method = baselines.ewc(lambda params, x, task_id: x @ params, optax.sgd(0.1))
+r, state = baselines.train_sequence(method, jnp.zeros((4, 3)), [(x, y, x, y)], batch_size=2)
+assert r.shape == (1, 1)
 
 print(rgo_jax.__file__)
 """

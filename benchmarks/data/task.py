@@ -1,23 +1,9 @@
-"""What a task is, and what a sequence of tasks is."""
+"""What a sequence of tasks is."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-
-
-class Task(NamedTuple):
-    """What a method sees of the task at hand.
-
-    Attributes:
-      id: int32 scalar, from 0.
-      load: from example indices ``[b]`` to ``(x float32 [b, ...], y int32 [b])``.
-      batches: int32 ``[num_batches, batch_size]``: one epoch, as example indices.
-    """
-
-    id: jax.Array
-    load: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
-    batches: jax.Array
 
 
 class Pool(NamedTuple):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from benchmarks.data.class_tasks import split, superclass
 from benchmarks.data.dataset import Dataset
 from benchmarks.data.pixel_tasks import INTERPOLATIONS, LOS_ANGLES, permuted, rotated
-from benchmarks.data.task import Pool, Sequence, Task
+from benchmarks.data.task import Pool, Sequence
 
 __all__ = [
     "INTERPOLATIONS",
@@ -17,7 +17,6 @@ __all__ = [
     "SEQUENCES",
     "Pool",
     "Sequence",
-    "Task",
     "draw_batches",
     "permuted",
     "rotated",

@@ -14,10 +14,11 @@ from rich.console import Console
 
 from benchmarks.data.files import atomic_write
 from benchmarks.language import methods, page, texts, train
-from benchmarks.language.base import Method, Settings
+from benchmarks.language.base import Settings
 from benchmarks.language.model import LanguageModel
 from benchmarks.methods.base import check_choice, check_count
 from benchmarks.run.provenance import provenance
+from rgo_jax.baselines import Method
 
 _LENGTH = 64
 _PRE_TRAINING_STEPS = 2000
@@ -32,13 +33,13 @@ class Entry(NamedTuple):
 
     Attributes:
       label: what the table calls it.
-      build: from the model and the settings.
+      build: from the model, the settings and the pre-trained parameters.
       replay: whether it keeps all data.
       learning_rate: where it is not that of `Settings`.
     """
 
     label: str
-    build: Callable[[LanguageModel, Settings], Method]
+    build: Callable[[LanguageModel, Settings, Any], Method]
     replay: bool = False
     learning_rate: float | None = None
 
@@ -118,8 +119,8 @@ def run(arguments: argparse.Namespace, command: str, console: Console) -> None:
         started = time.perf_counter()
         entry = METHODS[name]
         rate = entry.learning_rate or settings.learning_rate
-        method = entry.build(net, dataclasses.replace(settings, learning_rate=rate))
-        run_one = train.compiled(net, method, settings.steps)
+        own = dataclasses.replace(settings, learning_rate=rate)
+        run_one = train.compiled(partial(entry.build, net, own), settings.steps)
         losses = [
             run_one(params, loaded, seed, replay=entry.replay)
             for seed, params in enumerate(pre_trained)

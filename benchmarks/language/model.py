@@ -1,7 +1,6 @@
 """A small transformer over bytes, in plain Flax, and low-rank adapters for it."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -60,25 +59,6 @@ def projection_specs(net: LanguageModel) -> Any:
     tokens = jnp.zeros((1, net.length), int)
     shapes = jax.eval_shape(net.init, jax.random.key(0), tokens)["params"]
     return rgo_jax.infer_specs(lambda p, t: net.apply({"params": p}, t), shapes, tokens)
-
-
-def layer_inputs(net: LanguageModel, params: Any, tokens: jax.Array) -> dict[str, jax.Array]:
-    """What each kernel receives, ``[rows, d]``, by its path."""
-    found = {}
-
-    def record(
-        call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
-    ) -> Any:
-        layer = context.module
-        if context.method_name == "__call__" and isinstance(layer, nn.Dense | nn.DenseGeneral):
-            (x,) = args
-            d = x.size // math.prod(tokens.shape)
-            found["/".join((*layer.path, "kernel"))] = x.reshape(-1, d)
-        return call(*args, **kwargs)
-
-    with nn.intercept_methods(record):
-        net.apply({"params": params}, tokens)
-    return found
 
 
 def init_adapters(params: Any, rank: int, key: jax.Array) -> dict[str, dict[str, jax.Array]]:

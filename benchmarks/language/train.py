@@ -8,9 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.language import methods
-from benchmarks.language.base import Method, Settings, State, mean_loss
+from benchmarks.language.base import Settings, mean_loss
 from benchmarks.language.model import LanguageModel
 from benchmarks.language.texts import Text
+from rgo_jax.baselines import Method, Task
+
+# From pre-trained parameters to a method.
+Build = Callable[[Any], Method]
 
 _BATCH_SIZE = 16
 _PRE_TRAINING_RATE = 3e-3
@@ -22,24 +26,22 @@ _END_BATCHES = 100
 def pre_train(net: LanguageModel, text: Text, steps: int, seeds: Sequence[int]) -> list[Any]:
     """For each seed parameters after training on one text with Adam."""
     settings = Settings(learning_rate=_PRE_TRAINING_RATE, steps=steps)
-    method = methods.adam(net, settings)
-    run_steps = _steps(method, steps)
+    start, train, _, _ = _compiled(lambda base: methods.adam(net, settings, base), steps)
 
     def of_seed(seed: int) -> Any:
         init_key, key = jax.random.split(jax.random.key(seed))
         params = net.init(init_key, jnp.zeros((1, net.length), int))["params"]
-        state = method.start_task(method.init(params, key))
-        return method.params(run_steps(state, jnp.asarray(text.train, int), key))
+        windows = jnp.asarray(text.train, int)
+        return train(params, start(params, windows, key), windows, jnp.int32(0), key).params
 
     return [of_seed(seed) for seed in seeds]
 
 
-def compiled(net: LanguageModel, method: Method, steps: int) -> Callable[..., np.ndarray]:
+def compiled(build: Build, steps: int) -> Callable[..., np.ndarray]:
     """A function that trains through texts; it compiles at its first call only.
 
     Args:
-      net: the model.
-      method: how it is trained.
+      build: from pre-trained parameters to a method.
       steps: of each task.
 
     Returns:
@@ -49,51 +51,82 @@ def compiled(net: LanguageModel, method: Method, steps: int) -> Callable[..., np
       ``[len(kinds), len(kinds)]``: after each text, the first without training, the loss on
       held-out windows of each, in nats a byte.
     """
-    run_steps, end_task = _steps(method, steps), jax.jit(method.end_task)
-
-    @jax.jit
-    def loss(state: State, windows: jax.Array) -> jax.Array:
-        # Piece by piece: the logits of all would take more memory than training.
-        count = len(windows) // _BATCH_SIZE
-        batches = windows[: count * _BATCH_SIZE].reshape(count, _BATCH_SIZE, -1)
-        params = method.params(state)
-        return jnp.mean(jax.lax.map(lambda x: mean_loss(net, params, x), batches))
+    start, train, end, loss = _compiled(build, steps)
 
     def run(params: Any, kinds: Sequence[Text], seed: int, *, replay: bool = False) -> np.ndarray:
-        def measure(state: State) -> list[jax.Array]:
-            return [loss(state, jnp.asarray(text.test, int)) for text in kinds]
+        params, key = jax.tree.map(jnp.asarray, params), jax.random.key(seed)
 
-        key = jax.random.key(seed)
-        state = method.init(jax.tree.map(jnp.asarray, params), key)
+        def measure(state: Any) -> list[jax.Array]:
+            return [loss(params, state, jnp.asarray(text.test, int)) for text in kinds]
+
+        state = start(params, jnp.asarray(kinds[0].train, int), key)
         rows = [measure(state)]
-        for task, text in enumerate(kinds):
-            task_key = jax.random.fold_in(key, task)
+        for number, text in enumerate(kinds):
+            task_id, task_key = jnp.int32(number), jax.random.fold_in(key, number)
             windows = jnp.asarray(text.train, int)
-            if task:
-                data = _with_earlier(kinds[: task + 1], seed) if replay else windows
-                state = run_steps(method.start_task(state), data, task_key)
+            if number:
+                data = _with_earlier(kinds[: number + 1], seed) if replay else windows
+                state = train(params, state, data, task_id, task_key)
                 rows.append(measure(state))
-            if task < len(kinds) - 1:
-                drawn = jax.random.permutation(task_key, len(windows))[: _END_BATCHES * _BATCH_SIZE]
-                batches = windows[drawn].reshape(-1, _BATCH_SIZE, windows.shape[-1])
-                state = end_task(state, batches)
+            if number < len(kinds) - 1:
+                state = end(params, state, windows, task_id, task_key)
         return np.array(jax.device_get(rows), np.float64)
 
     return run
 
 
-def _steps(method: Method, steps: int) -> Any:
-    """``(state, windows, key) -> state``, compiled."""
+def _compiled(build: Build, steps: int) -> tuple[Callable[..., Any], ...]:
+    """Functions of pre-trained parameters and a method's state.
+
+    Built inside, a method's pre-trained parameters are no constants of its program, and all seeds
+    share it.
+    """
+
+    def task_of(windows: jax.Array, task_id: jax.Array, batches: jax.Array) -> Task:
+        def load(indices: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return windows[indices, :-1], windows[indices, 1:]
+
+        return Task(task_id, load, batches)
 
     @jax.jit
-    def run(state: State, windows: jax.Array, key: jax.Array) -> State:
-        def step(state: State, key: jax.Array) -> tuple[State, jax.Array]:
-            drawn = jax.random.randint(key, (_BATCH_SIZE,), 0, len(windows))
-            return method.step(state, windows[drawn])
+    def start(base: Any, windows: jax.Array, key: jax.Array) -> Any:
+        return build(base).init(base, windows[:1, :-1], key)
 
-        return jax.lax.scan(step, state, jax.random.split(key, steps))[0]
+    @jax.jit
+    def train(base: Any, state: Any, windows: jax.Array, task_id: jax.Array, key: jax.Array) -> Any:
+        method = build(base)
 
-    return run
+        def batch_of(key: jax.Array) -> jax.Array:
+            return jax.random.randint(key, (_BATCH_SIZE,), 0, len(windows))
+
+        task = task_of(windows, task_id, jax.vmap(batch_of)(jax.random.split(key, steps)))
+
+        def step(state: Any, indices: jax.Array) -> tuple[Any, jax.Array]:
+            return method.step(state, task.load(indices), task)
+
+        return jax.lax.scan(step, method.start_task(state, task, key), task.batches)[0]
+
+    @jax.jit
+    def end(base: Any, state: Any, windows: jax.Array, task_id: jax.Array, key: jax.Array) -> Any:
+        drawn = jax.random.permutation(key, len(windows))[: _END_BATCHES * _BATCH_SIZE]
+        return build(base).end_task(
+            state, task_of(windows, task_id, drawn.reshape(-1, _BATCH_SIZE))
+        )
+
+    @jax.jit
+    def loss(base: Any, state: Any, windows: jax.Array) -> jax.Array:
+        # Piece by piece: the logits of all would take more memory than training.
+        count = len(windows) // _BATCH_SIZE
+        batches = windows[: count * _BATCH_SIZE].reshape(count, _BATCH_SIZE, -1)
+        method = build(base)
+
+        def of_batch(windows: jax.Array) -> jax.Array:
+            logits = method.apply(state, windows[:, :-1], jnp.int32(0))
+            return mean_loss(logits, windows[:, 1:])
+
+        return jnp.mean(jax.lax.map(of_batch, batches))
+
+    return start, train, end, loss
 
 
 def _with_earlier(kinds: Sequence[Text], seed: int) -> jax.Array:

@@ -1,11 +1,11 @@
-"""Continual-learning methods as bundles of pure functions, a file for each family.
+"""The registry of methods: those of `rgo_jax.baselines` on a `Problem`, and the paper's others.
 
-To add one, write a function from `Problem` to `Method` and give it a line in `METHODS`; the
-training loop, the mapping over seeds, the evaluation and the tables take it from there.
+To add one, write a function from `Problem` to `rgo_jax.baselines.Method`, whose ``init`` takes a
+key alone (`base.on_problem`), and give it a line in `METHODS`; the training loop, the mapping over
+seeds, the evaluation and the tables take it from there.
 """
 
-from benchmarks.methods import ewc, gpm, los, owm, replay, rgo, sgd
-from benchmarks.methods.base import Method as Method
+from benchmarks.methods import baselines, los, rgo, sgd
 from benchmarks.methods.base import MethodSpec as MethodSpec
 from benchmarks.methods.base import Problem as Problem
 
@@ -31,13 +31,13 @@ METHODS = {
         options=sgd.Sgd,
         batch_norm=True,
     ),
-    "ewc": MethodSpec(ewc.ewc, "EWC", fel=False),
-    "ewc-textbook": MethodSpec(ewc.ewc_textbook, "EWC, by the letter", fel=False),
-    "a-gem": MethodSpec(replay.a_gem, "A-GEM", fel=False),
-    "er-ring": MethodSpec(replay.er_ring, "ER-Ring", fel=False),
+    "ewc": MethodSpec(baselines.ewc, "EWC", fel=False),
+    "ewc-textbook": MethodSpec(baselines.ewc_textbook, "EWC, by the letter", fel=False),
+    "a-gem": MethodSpec(baselines.a_gem, "A-GEM", fel=False),
+    "er-ring": MethodSpec(baselines.er_ring, "ER-Ring", fel=False),
     "los": MethodSpec(los.los, "LOS", fel=False, learning_rates=los.LEARNING_RATES),
-    "gpm": MethodSpec(gpm.gpm, "GPM", fel=False),
-    "owm": MethodSpec(owm.owm, "OWM", fel=False),
-    "sgp": MethodSpec(gpm.sgp, "SGP", fel=False),
-    "owm-online": MethodSpec(owm.owm_online, "OWM, online", fel=False),
+    "gpm": MethodSpec(baselines.gpm, "GPM", fel=False),
+    "owm": MethodSpec(baselines.owm, "OWM", fel=False),
+    "sgp": MethodSpec(baselines.sgp, "SGP", fel=False),
+    "owm-online": MethodSpec(baselines.owm_online, "OWM, online", fel=False),
 }

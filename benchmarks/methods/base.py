@@ -1,4 +1,7 @@
-"""What a method is given, what it is, and what all methods of gradients share."""
+"""What a method is given, and what the registry says of it.
+
+A method is a `rgo_jax.baselines.Method` whose ``init`` takes a key alone.
+"""
 
 import dataclasses
 import math
@@ -11,11 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-import rgo_jax
 from benchmarks.data.limits import MAX_COUNT
-from benchmarks.data.tasks import Task
-
-Batch = tuple[jax.Array, jax.Array]
+from rgo_jax.baselines import Method
 
 
 class Statistics(NamedTuple):
@@ -53,7 +53,6 @@ class Problem(NamedTuple):
       input_shape: of one example.
       num_classes: outputs of each head; labels are below it.
       num_tasks: the length of the sequence.
-      steps_per_task: optimizer steps in each.
       statistics: of batch normalisation.
     """
 
@@ -68,34 +67,13 @@ class Problem(NamedTuple):
     input_shape: tuple[int, ...]
     num_classes: int
     num_tasks: int
-    steps_per_task: int
     statistics: Statistics = NO_STATISTICS
 
 
-class Method(NamedTuple):
-    """A method: pure functions around a state of its own, any pytree of fixed shapes.
-
-    They run inside one compiled program, under `jax.vmap` or `jax.lax.map` over seeds, with the
-    task's id traced; so whatever a method remembers (a buffer, a Fisher matrix, bases, masks) is
-    an array of fixed size in its state.
-
-    Attributes:
-      init: ``(key) -> state``, once.
-      start_task: ``(state, task, key) -> state``, before a task's first step.
-      step: ``(state, (x, y), task) -> (state, loss)``, once a batch.
-      end_task: ``(state, task) -> state``, after the last step; ``task.batches`` and
-        ``task.load`` give one more pass over the task's data.
-      logits: ``(state, x, task_id) -> [b, num_classes]``, for evaluation on any task so far.
-      memory: ``(state) -> pytree``: what the state keeps from one task for the next beside the
-        network and its optimizer; `benchmarks.run.experiment.memory_bytes` counts it.
-    """
-
-    init: Callable[[jax.Array], Any]
-    start_task: Callable[[Any, Task, jax.Array], Any]
-    step: Callable[[Any, Batch, Task], tuple[Any, jax.Array]]
-    end_task: Callable[[Any, Task], Any]
-    logits: Callable[[Any, jax.Array, jax.Array], jax.Array]
-    memory: Callable[[Any], Any]
+def on_problem(problem: Problem, method: Method) -> Method:
+    """A method of the library; its ``init`` takes a key alone: parameters are the problem's."""
+    blank = jnp.zeros((1, *problem.input_shape))
+    return method._replace(init=lambda key: method.init(problem.init(key), blank, key))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,81 +171,6 @@ class MethodSpec(NamedTuple):
         return self.options(**{name: value for name, value in given.items() if name in own})
 
 
-class TrainState(NamedTuple):
-    """The state of a method that remembers nothing beside its optimizer's state."""
-
-    params: Any
-    opt_state: Any
-    statistics: Any
-
-
-def loss_and_grads(
-    problem: Problem, params: Any, batch: Batch, task_id: jax.Array, rgo_state: Any = None
-) -> tuple[jax.Array, Any]:
-    """Mean loss of a batch and its gradient, with ``rgo_state`` as `rgo_jax.value_and_grad` has it.
-
-    Args:
-      problem: the network.
-      params: its parameters.
-      batch: examples and labels.
-      task_id: int32 scalar.
-      rgo_state: an optimizer state with projections; by default the gradient is the plain one.
-    """
-    x, y = batch
-
-    def loss_fn(params: Any) -> jax.Array:
-        return jnp.mean(problem.losses(problem.logits(params, x, task_id), y))
-
-    if rgo_state is None:
-        return jax.value_and_grad(loss_fn)(params)
-    return rgo_jax.value_and_grad(loss_fn, rgo_state)(params)
-
-
 def sgd_optimizer(problem: Problem) -> optax.GradientTransformation:
     """SGD at the problem's rate, with the momentum that the method's options tell, if any."""
     return optax.sgd(problem.learning_rate, problem.options.momentum or None)
-
-
-def gradient_method(
-    problem: Problem,
-    optimizer: optax.GradientTransformation,
-    is_rgo: bool = False,
-) -> Method:
-    """Training with an optax optimizer and nothing else; ``is_rgo``: RGO is part of it."""
-
-    def init(key: jax.Array) -> TrainState:
-        params = problem.init(key)
-        return TrainState(params, optimizer.init(params), problem.statistics.init())
-
-    def start_task(state: TrainState, task: Task, key: jax.Array) -> TrainState:
-        del task, key
-        if not problem.options.momentum:
-            return state
-        # What has built up in one task would move the parameters in the next, unprotected.
-        still = jax.tree.map(jnp.zeros_like, optax.tree.get(state.opt_state, "trace"))
-        return state._replace(opt_state=optax.tree.set(state.opt_state, trace=still))
-
-    def step(state: TrainState, batch: Batch, task: Task) -> tuple[TrainState, jax.Array]:
-        rgo_state = state.opt_state if is_rgo else None
-        loss, grads = loss_and_grads(problem, state.params, batch, task.id, rgo_state)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        # The same forward pass as the loss's, which XLA sees.
-        statistics = problem.statistics.update(state.statistics, state.params, batch[0], task.id)
-        return TrainState(optax.apply_updates(state.params, updates), opt_state, statistics), loss
-
-    def logits(state: TrainState, x: jax.Array, task_id: jax.Array) -> jax.Array:
-        return problem.logits(state.params, x, task_id, statistics=state.statistics)
-
-    return Method(init, start_task, step, nothing_to_end, logits, memory=lambda state: ())
-
-
-def nothing_to_start(state: Any, task: Task, key: jax.Array) -> Any:
-    """The ``start_task`` of a method that has nothing to do there."""
-    del task, key
-    return state
-
-
-def nothing_to_end(state: Any, task: Task) -> Any:
-    """The ``end_task`` of a method that has nothing to do there."""
-    del task
-    return state

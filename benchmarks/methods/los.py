@@ -15,11 +15,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.data.tasks import Task
-from benchmarks.methods.base import Batch, Method, Problem, nothing_to_end
-from benchmarks.methods.replay import Ring, empty_ring, store
+from benchmarks.methods.base import Problem
 from benchmarks.methods.stiefel import stiefel_sgd
 from benchmarks.networks.initializers import orthogonal
+from rgo_jax.baselines import Method, Task, ring
 from rgo_jax.lapack import one_by_one_on_cpu
 
 
@@ -63,7 +62,7 @@ class LosState(NamedTuple):
     params: Any
     opt_state: Any
     bases: jax.Array
-    ring: Ring | None
+    ring: ring.Ring | None
     key: jax.Array
 
 
@@ -89,15 +88,20 @@ def los(problem: Problem, hyper: Los | None = None) -> Method:
         # beside it, that is its last row.
         of_head = jax.tree.leaves(params["head"])
         width = max(of_head, key=jnp.size).shape[-2] - (len(of_head) == 1)
-        ring = empty_ring(problem) if hyper.replay else None
+        blank = jnp.zeros((1, *problem.input_shape))
+        memory = ring.empty(blank, problem.num_tasks, problem.num_classes)
         bases = task_bases(bases_key, width, problem.num_tasks, hyper)
-        return LosState(params, optimizer.init(params), bases, ring, key)
+        return LosState(
+            params, optimizer.init(params), bases, memory if hyper.replay else None, key
+        )
 
     def start_task(state: LosState, task: Task, key: jax.Array) -> LosState:
         del task
         return state._replace(key=key)
 
-    def step(state: LosState, batch: Batch, task: Task) -> tuple[LosState, jax.Array]:
+    def step(
+        state: LosState, batch: tuple[jax.Array, jax.Array], task: Task
+    ) -> tuple[LosState, jax.Array]:
         key, own_key = jax.random.split(state.key)
 
         def current_loss(params: Any) -> jax.Array:
@@ -107,34 +111,39 @@ def los(problem: Problem, hyper: Los | None = None) -> Method:
 
         loss, grads = jax.value_and_grad(current_loss)(state.params)
         num_examples = len(batch[0])
-        ring = state.ring
-        if ring is not None:
+        memory = state.ring
+        if memory is not None:
             num_examples += problem.num_classes
             past = jax.random.randint(own_key, (), 0, jnp.maximum(task.id, 1))
 
-            def past_loss(params: Any, ring: Ring = ring) -> jax.Array:
-                outputs = outputs_of(state, problem.freeze(params, task.id), ring.x[past], past)
+            def past_loss(params: Any, memory: ring.Ring = memory) -> jax.Array:
+                outputs = outputs_of(state, problem.freeze(params, task.id), memory.x[past], past)
                 labels = jnp.arange(problem.num_classes)
                 losses = problem.losses(outputs, labels)
-                there = ring.filled[past] & (past < task.id)
+                there = memory.filled[past] & (past < task.id)
                 return jnp.sum(there * losses) / jnp.maximum(jnp.sum(there), 1)
 
             # Divided by how many tasks there are so far, as in the authors' program.
             grads = jax.tree.map(
                 lambda g, p: (g + p) / (task.id + 1), grads, jax.grad(past_loss)(state.params)
             )
-            ring = store(ring, batch, task.id)
+            memory = ring.store(memory, batch, task.id)
         updates, opt_state = optimizer.update(
             grads, state.opt_state, state.params, num_examples=num_examples
         )
         params = optax.apply_updates(state.params, updates)
-        return LosState(params, opt_state, state.bases, ring, key), loss
+        return LosState(params, opt_state, state.bases, memory, key), loss
 
-    def logits(state: LosState, x: jax.Array, task_id: jax.Array) -> jax.Array:
+    def apply(state: LosState, x: jax.Array, task_id: jax.Array) -> jax.Array:
         return outputs_of(state, state.params, x, task_id)
 
     return Method(
-        init, start_task, step, nothing_to_end, logits, lambda state: (state.bases, state.ring)
+        init,
+        start_task,
+        step,
+        end_task=lambda state, task: state,
+        apply=apply,
+        memory=lambda state: (state.bases, state.ring),
     )
 
 

@@ -8,20 +8,17 @@ import jax.numpy as jnp
 import optax
 
 import rgo_jax
-from benchmarks.data.tasks import Task
 from benchmarks.methods.base import (
-    Batch,
-    Method,
     Problem,
-    TrainState,
     check_choice,
     check_count,
     check_momentum,
     check_positive,
-    gradient_method,
+    on_problem,
     option,
     sgd_optimizer,
 )
+from rgo_jax import baselines
 
 COLUMNS = ("mean", "sum", "signs", "each")
 CLASSES = ("all", "present")
@@ -67,7 +64,7 @@ class Rgo:
             check_count("curvature_batches", self.curvature_batches)
 
 
-def rgo(problem: Problem) -> Method:
+def rgo(problem: Problem) -> baselines.Method:
     """Recursive Gradient Optimization, Algorithm 1. https://arxiv.org/abs/2201.12522"""
     options: Rgo = problem.options
     is_protected = _with_biases if options.protect_biases else _without_biases
@@ -81,7 +78,7 @@ def rgo(problem: Problem) -> Method:
     # The library has no sum: it is the mean with an alpha of its own for each width.
     columns: Any = "mean" if options.columns == "sum" else options.columns
 
-    def alpha(params: Any) -> Any:
+    def alpha_of(params: Any) -> Any:
         # In units of the vectors' own length a sum is no different from a mean.
         if options.columns != "sum" or options.relative_alpha:
             return options.alpha
@@ -94,45 +91,49 @@ def rgo(problem: Problem) -> Method:
             protected,
         )
 
-    def curvature(params: Any, batch: Batch, task_id: jax.Array) -> jax.Array:
-        x, y = batch
+    def curvature(logits: jax.Array, y: jax.Array) -> jax.Array:
         where = None
         if options.curvature_classes == "present":
             where = jnp.any(jax.nn.one_hot(y, problem.num_classes, dtype=bool), axis=0)
-        logits = problem.logits(params, x, task_id)
         return rgo_jax.curvature_output(logits, y, where=where)
 
-    def end_task(state: TrainState, task: Task) -> TrainState:
-        opt_state = rgo_jax.consolidate(
-            state.opt_state,
-            lambda params, indices: curvature(params, task.load(indices), task.id),
-            task.batches[: options.curvature_batches],
-            state.params,
-            alpha=alpha(state.params),
+    method = on_problem(
+        problem,
+        baselines.rgo(
+            problem.logits,
+            optimizer,
+            alpha=alpha_of(jax.eval_shape(problem.init, jax.random.key(0))),
             relative_alpha=options.relative_alpha,
             columns=columns,
-        )
-        return state._replace(opt_state=opt_state)
-
-    def memory(state: TrainState) -> Any:
-        return optax.tree.get(state.opt_state, "projection")
-
-    method = gradient_method(problem, optimizer, is_rgo=True)
+            batches=options.curvature_batches,
+            curvature=curvature,
+            losses=problem.losses,
+        ),
+    )
     if not options.online:
-        return method._replace(end_task=end_task, memory=memory)
+        return method
 
-    def step(state: TrainState, batch: Batch, task: Task) -> tuple[TrainState, jax.Array]:
-        grads = jax.grad(curvature)(state.params, batch, task.id)
+    def step(
+        state: Any, batch: tuple[jax.Array, jax.Array], task: baselines.Task
+    ) -> tuple[Any, jax.Array]:
+        def output(params: Any) -> jax.Array:
+            x, y = batch
+            return curvature(problem.logits(params, x, task.id), y)
+
         opt_state = rgo_jax.rls_update(
             state.opt_state,
-            grads,
-            alpha=alpha(state.params),
+            jax.grad(output)(state.params),
+            alpha=alpha_of(state.params),
             relative_alpha=options.relative_alpha,
             columns=columns,
         )
         return method.step(state._replace(opt_state=opt_state), batch, task)
 
-    return method._replace(step=step, memory=memory)
+    def end_task(state: Any, task: baselines.Task) -> Any:
+        del task  # folded in already
+        return state
+
+    return method._replace(step=step, end_task=end_task)
 
 
 def _with_biases(params: Any, protected: Any) -> Any:

@@ -1,19 +1,12 @@
 """The two bounds: plain SGD through all tasks, and single-task learning."""
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 
-from benchmarks.data.tasks import Task
-from benchmarks.methods.base import (
-    Method,
-    Problem,
-    TrainState,
-    check_momentum,
-    gradient_method,
-    option,
-    sgd_optimizer,
-)
+from benchmarks.methods.base import Problem, check_momentum, on_problem, option, sgd_optimizer
+from rgo_jax.baselines import Method, Task, finetune
 
 # The networks of the paper's authors where they are not RGO's: from its to theirs. The first is of
 # both methods, the second of STL only.
@@ -36,21 +29,53 @@ class Sgd:
         check_momentum(self.momentum)
 
 
+class SgdState(NamedTuple):
+    """The state of both methods.
+
+    Attributes:
+      params: of the network.
+      opt_state: the optimizer's.
+      statistics: of batch normalisation, if the network has it.
+    """
+
+    params: Any
+    opt_state: Any
+    statistics: Any
+
+
 def sgd(problem: Problem) -> Method:
     """Plain SGD through all tasks: the lower bound."""
-    return gradient_method(problem, sgd_optimizer(problem))
+    method = on_problem(
+        problem, finetune(problem.logits, sgd_optimizer(problem), losses=problem.losses)
+    )
+
+    def init(key: jax.Array) -> SgdState:
+        trained = method.init(key)
+        return SgdState(trained.params, trained.opt_state, problem.statistics.init())
+
+    def step(
+        state: SgdState, batch: tuple[jax.Array, jax.Array], task: Task
+    ) -> tuple[SgdState, jax.Array]:
+        after, loss = method.step(state, batch, task)
+        # The same forward pass as the loss's, which XLA sees.
+        statistics = problem.statistics.update(state.statistics, state.params, batch[0], task.id)
+        return SgdState(after.params, after.opt_state, statistics), loss
+
+    def apply(state: SgdState, x: jax.Array, task_id: jax.Array) -> jax.Array:
+        return problem.logits(state.params, x, task_id, statistics=state.statistics)
+
+    return method._replace(init=init, step=step, apply=apply)
 
 
 def stl(problem: Problem) -> Method:
     """Single-task learning: every task by itself, from fresh parameters."""
     method = sgd(problem)
 
-    def start_task(state: TrainState, task: Task, key: jax.Array) -> TrainState:
-        # The optimizer's state stays: all it holds is the count that drives the schedule.
+    def start_task(state: SgdState, task: Task, key: jax.Array) -> SgdState:
         state = method.start_task(state, task, key)
         return state._replace(params=problem.init(key), statistics=problem.statistics.init())
 
-    def memory(state: TrainState) -> list[object]:
+    def memory(state: SgdState) -> list[object]:
         # The models of the other tasks. Their accuracy stands, so training does not carry them.
         return [(state.params, state.statistics)] * (problem.num_tasks - 1)
 

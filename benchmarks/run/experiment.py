@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.data import Dataset, tasks
-from benchmarks.methods import Method, MethodSpec
+from benchmarks.methods import MethodSpec
 from benchmarks.presets import Config
 from benchmarks.run.problem import make_problem
+from rgo_jax.baselines import Method, Task
 
 # How many examples are classified at once, and how many images.
 _EVALUATION_BATCH = 1000
@@ -93,8 +94,8 @@ def functions(config: Config, spec: MethodSpec, dataset: Dataset) -> Functions:
             config.batch_size,
         )
 
-    def task_of(keys: _Keys, data: Any, epochs: jax.Array, task_id: jax.Array) -> tasks.Task:
-        return tasks.Task(task_id, loader(keys, data, "train", task_id), epochs[0])
+    def task_of(keys: _Keys, data: Any, epochs: jax.Array, task_id: jax.Array) -> Task:
+        return Task(task_id, loader(keys, data, "train", task_id), epochs[0], config.epochs)
 
     def init(seed: jax.Array, data: Any) -> Any:
         del data
@@ -141,7 +142,7 @@ def functions(config: Config, spec: MethodSpec, dataset: Dataset) -> Functions:
 
         def count(batch: tasks.Pool) -> jax.Array:
             x, y = load(batch.indices)
-            logits = method.logits(state, x, k)
+            logits = method.apply(state, x, k)
             right = jnp.argmax(logits, axis=-1) == y
             # The first class has the largest of logits that are NaN: no accuracy.
             finite = jnp.all(jnp.isfinite(jnp.max(logits, axis=-1)), where=batch.valid)

@@ -92,7 +92,6 @@ def make_problem(
         input_shape=sequence.input_shape,
         num_classes=sequence.num_classes,
         num_tasks=config.num_tasks,
-        steps_per_task=config.steps_per_task,
         statistics=Statistics(
             lambda: network.init(fel_key, blank, jnp.int32(0))["batch_stats"], update_statistics
         )

@@ -17,7 +17,7 @@ from benchmarks.report import paper
 from benchmarks.run import checks
 from benchmarks.run import problem as problems
 from rgo_jax import linen
-from tests.benchmarks.problems import task_of
+from tests.small_models import task_of
 
 NAME = "resnet-18-batch-norm"
 SHAPE = (4, 4, 3)
@@ -84,7 +84,7 @@ def test_averages_are_of_what_was_trained_on(one_conv):
     evaluate, train = (
         jax.jit(logits)
         for logits in (
-            lambda x: sgd.logits(state, x, task.id),
+            lambda x: sgd.apply(state, x, task.id),
             lambda x: problem.logits(state.params, x, task.id),
         )
     )

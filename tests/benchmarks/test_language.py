@@ -14,48 +14,64 @@ from benchmarks.language import command, methods, page, train
 from benchmarks.language.base import Settings, mean_loss
 from benchmarks.language.model import LanguageModel, add_adapters, name_of
 from benchmarks.language.texts import Text
+from rgo_jax.baselines import Task
 from tests.marks import slow_but
 
 NET = LanguageModel(length=8, width=16, heads=2, blocks=1)
 SETTINGS = Settings(steps=30, rank=2, gpm_threshold=1.0, olora_strength=0.5)
 PARAMS = NET.init(jax.random.key(1), jnp.zeros((1, 8), int))["params"]
-TOKENS = jax.random.randint(jax.random.key(0), (3, 4, 9), 0, 256)  # 3 batches of 4
+TOKENS = jax.random.randint(jax.random.key(0), (12, 9), 0, 256)
+
+
+def task_of(number):
+    def load(indices):
+        return TOKENS[indices, :-1], TOKENS[indices, 1:]
+
+    return Task(jnp.int32(number), load, jnp.arange(12).reshape(3, 4))
 
 
 def leaves(tree):
     return {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def folded(method):
+    """The state after the text of pre-training."""
+    state = method.init(PARAMS, TOKENS[:1, :-1], jax.random.key(2))
+    return method.end_task(state, task_of(0))
+
+
 def trained(method, steps=3):
-    """The state after the text of pre-training, a task of a few steps, and its end."""
-    state = method.end_task(method.init(PARAMS, jax.random.key(2)), TOKENS)
-    before = method.start_task(state)
+    """The states before and after a first task of a few steps."""
+    task = task_of(1)
+    before = method.start_task(folded(method), task, jax.random.key(3))
 
-    def step(state, tokens):
-        return method.step(state, tokens)
+    def step(state, indices):
+        return method.step(state, task.load(indices), task)
 
-    after, losses = jax.jit(partial(jax.lax.scan, step))(
-        before, jnp.tile(TOKENS[:1], (steps, 1, 1))
-    )
+    batches = jnp.tile(task.batches[:1], (steps, 1))
+    after, losses = jax.jit(partial(jax.lax.scan, step))(before, batches)
     assert np.all(np.isfinite(losses))
     return before, after
+
+
+def loss_of(method, state):
+    x, y = task_of(1).load(jnp.arange(4))
+    return mean_loss(method.apply(state, x, jnp.int32(1)), y)
 
 
 @pytest.mark.parametrize(
     "name", slow_but(["adam", "rgo", "ewc", "lora-adam", "lora-olora"], "adam")
 )
 def test_every_method_learns(name):
-    method = command.METHODS[name].build(NET, SETTINGS)
+    method = command.METHODS[name].build(NET, SETTINGS, PARAMS)
     before, after = trained(method, SETTINGS.steps)
-    old, new = (mean_loss(NET, method.params(s), TOKENS[0]) for s in (before, after))
-    assert new < old - 0.05
+    assert loss_of(method, after) < loss_of(method, before) - 0.05
 
 
 def test_gpm_keeps_what_kernels_do_to_earlier_inputs():
-    settings = Settings(steps=30, gpm_threshold=0.9)
-    method = methods.gpm(NET, settings)
+    method = methods.gpm(NET, Settings(steps=30, gpm_threshold=0.9), PARAMS)
     _, after = trained(method)
-    old, new = leaves(PARAMS), leaves(method.params(after))
+    old, new = leaves(PARAMS), leaves(after.params)
     moved = {name for name in old if jnp.any(old[name] != new[name])}
     assert moved == {name for name in old if name.endswith("kernel")}
     bases = after.memory.bases["block_0/up/kernel"]
@@ -65,28 +81,35 @@ def test_gpm_keeps_what_kernels_do_to_earlier_inputs():
 
 
 def test_ewc_pulls_by_the_squared_gradients_of_single_windows():
-    method = methods.ewc(NET, SETTINGS)
-    state = method.end_task(method.init(PARAMS, jax.random.key(2)), TOKENS)
-    gradient = jax.jit(jax.grad(lambda p, window: mean_loss(NET, p, window[None])))
+    method = methods.ewc(NET, SETTINGS, PARAMS)
+    penalty = folded(method).penalty
+    x, y = task_of(0).load(jnp.arange(12))
+
+    @jax.jit
+    @jax.grad
+    def gradient(params, x, y):
+        return mean_loss(NET.apply({"params": params}, x[None]), y[None])
+
     squares = [
-        np.square(leaves(gradient(PARAMS, window))["head/kernel"], dtype=np.float64)
-        for window in TOKENS.reshape(12, 9)
+        np.square(leaves(gradient(PARAMS, *window))["head/kernel"], dtype=np.float64)
+        for window in zip(x, y, strict=True)
     ]
-    importance = leaves(state.memory.importance)["head/kernel"]
+    # What the strength is divided by; see benchmarks.language.methods.ewc.
+    importance = leaves(penalty.importance)["head/kernel"] / 8**2
     np.testing.assert_allclose(importance, np.mean(squares, axis=0), rtol=1e-3, atol=1e-9)
-    np.testing.assert_array_equal(
-        leaves(state.memory.anchor)["head/kernel"], PARAMS["head"]["kernel"]
-    )
+    np.testing.assert_array_equal(leaves(penalty.anchor)["head/kernel"], PARAMS["head"]["kernel"])
 
 
 @pytest.mark.slow
 def test_o_lora_trains_the_adapters_of_one_task_across_those_before():
-    method = methods.o_lora(NET, SETTINGS, num_tasks=3)
+    method = methods.o_lora(NET, SETTINGS, PARAMS, num_tasks=3)
     _, first = trained(method)
-    second = method.start_task(first)
-    after, _ = method.step(second, TOKENS[1])
+    task = task_of(2)
+    second = method.start_task(first, task, jax.random.key(4))
+    batch = task.load(task.batches[1])
+    after, _ = method.step(second, batch, task)
     name = "block_0/up/kernel"
-    old, new = first.trained[name], after.trained[name]
+    old, new = first.params[name], after.params[name]
     for part in ("down", "up"):
         assert jnp.any(old[part][1] != new[part][1])
         np.testing.assert_array_equal(old[part][jnp.array([0, 2])], new[part][jnp.array([0, 2])])
@@ -94,33 +117,45 @@ def test_o_lora_trains_the_adapters_of_one_task_across_those_before():
         np.asarray(new["down"][t], np.float64) @ np.asarray(new["up"][t], np.float64)
         for t in range(3)
     )
-    found = method.params(after)["block_0"]["up"]["kernel"]
-    np.testing.assert_allclose(found, PARAMS["block_0"]["up"]["kernel"] + summed, atol=1e-5)
+    merged = add_adapters(
+        PARAMS, {name: {"down": np.eye(16, dtype=np.float32), "up": summed.astype(np.float32)}}
+    )
+    only = {k: v if k == name else jax.tree.map(jnp.zeros_like, v) for k, v in after.params.items()}
+    x = batch[0]
+    np.testing.assert_allclose(
+        method.apply(after._replace(params=only), x, jnp.int32(2)),
+        NET.apply({"params": merged}, x),
+        atol=1e-4,
+    )
 
     def overlap(state):
-        down = state.trained[name]["down"]
+        down = state.params[name]["down"]
         return float(jnp.sum((down[0].T @ down[1]) ** 2))
 
     state = second
     for _ in range(30):
-        state, _ = jax.jit(method.step)(state, TOKENS[1])
+        state, _ = jax.jit(lambda state: method.step(state, batch, task))(state)
     assert overlap(state) < 0.8 * overlap(second)
 
 
 @pytest.mark.slow
-def test_adapters_leave_the_base_as_it_is():
-    method = methods.rgo(NET, SETTINGS, adapters=True)
-    _, after = trained(method)
-    jax.tree.map(np.testing.assert_array_equal, after.base, PARAMS)
-    expected = add_adapters(PARAMS, after.trained)
-    jax.tree.map(np.testing.assert_array_equal, method.params(after), expected)
+def test_new_adapters_are_not_folded_in():
+    method = methods.rgo(NET, SETTINGS, PARAMS, adapters=True)
+    before, after = trained(method)
+    x = TOKENS[:2, :-1]
+    expected = NET.apply({"params": PARAMS}, x)  # They change nothing yet.
+    np.testing.assert_allclose(method.apply(before, x, jnp.int32(0)), expected, atol=1e-5)
+    identity = leaves(optax.tree.get(before.opt_state, "projection"))
+    later = leaves(optax.tree.get(method.end_task(after, task_of(1)).opt_state, "projection"))
+    for name, projection in identity.items():
+        np.testing.assert_array_equal(projection, np.eye(len(projection)))
+        assert jnp.any(later[name] != projection)
 
 
 def test_next_tasks_begin_with_a_fresh_optimizer_and_the_same_projections():
-    method = methods.rgo(NET, SETTINGS)
+    method = methods.rgo(NET, SETTINGS, PARAMS)
     _, after = trained(method)
-    state = method.start_task(after)
-    assert int(state.task) == 2
+    state = method.start_task(after, task_of(2), jax.random.key(4))
     assert not any(jnp.any(m) for m in jax.tree.leaves(optax.tree.get(state.opt_state, "mu")))
     old, new = (optax.tree.get(s.opt_state, "projection") for s in (after, state))
     jax.tree.map(np.testing.assert_array_equal, old, new)

@@ -17,7 +17,7 @@ from benchmarks.networks.architectures import ARCHITECTURES, Architecture, ConvL
 from benchmarks.networks.layers import BIASES, HEADS
 from benchmarks.run import problem as problems
 from benchmarks.run import train
-from tests.benchmarks.problems import task_of
+from tests.small_models import task_of
 
 TASKS, CLASSES = 3, 4
 IMAGES = los.Los(rank=2, random=True, replay=True, stiefel=True)
@@ -97,7 +97,7 @@ def test_subspaces_are_of_the_last_features(head, biases):
     method = los.los(problem_of("mlp-100", (8,), head=head, biases=biases))
     state = method.init(jax.random.key(0))
     assert state.bases.shape == (100, 99)
-    assert method.logits(state, examples(5, (8,))[0], jnp.int32(1)).shape == (5, CLASSES)
+    assert method.apply(state, examples(5, (8,))[0], jnp.int32(1)).shape == (5, CLASSES)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from benchmarks.methods import METHODS
 from benchmarks.run import experiment, train
 from benchmarks.run import problem as problems
 from benchmarks.run.programs import compile_programs
-from tests.benchmarks.problems import task_of, two_tasks
+from tests.benchmarks.problems import two_tasks
 from tests.marks import slow_but
+from tests.small_models import task_of
 
 
 def test_memory_is_counted_in_bytes(digits):

@@ -11,12 +11,8 @@ import pytest
 
 from benchmarks.methods import METHODS, rgo
 from rgo_jax import linen
-from tests.benchmarks.problems import (
-    RATE,
-    cross_entropy_grad,
-    network_problem,
-    task_of,
-)
+from tests.benchmarks.problems import network_problem
+from tests.small_models import RATE, cross_entropy_grad, task_of
 
 ALPHA = 0.1
 

@@ -4,8 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.methods import ewc
-from tests.benchmarks.problems import RATE, cross_entropy_grad, linear_problem, task_of
+from rgo_jax import baselines
+from rgo_jax.baselines import _ewc as ewc
+from tests.small_models import RATE, SGD, cross_entropy_grad, linear, task_of
+
+KEY = jax.random.key(0)
+PARAMS = {"w": jnp.zeros((2, 2))}
 
 
 def test_ewc_running_fisher_by_hand():
@@ -23,11 +27,10 @@ def test_ewc_running_fisher_by_hand():
 
 
 def test_ewc_penalty_by_hand():
-    problem = linear_problem([[0.0, 0.0], [0.0, 0.0]])
-    method = ewc.ewc(problem, ewc.Ewc(strength=10, every=1))
+    method = baselines.ewc(linear, SGD, strength=10, every=1)
     x, y = jnp.array([[1.0, 2.0]]), jnp.array([0])
     task = task_of(x, y)
-    state = method.init(jax.random.key(0))
+    state = method.init(PARAMS, x, KEY)
     grad = cross_entropy_grad(np.zeros((2, 2)), x, y)
     np.testing.assert_allclose(grad, [[-0.5, 0.5], [-1, 1]])
     state, _ = method.step(state, (x, y), task)
@@ -48,14 +51,13 @@ def test_ewc_penalty_by_hand():
 
 
 def test_textbook_fisher_and_penalty_by_hand():
-    problem = linear_problem([[0.0, 0.0], [0.0, 0.0]])
-    method = ewc.ewc_textbook(problem, ewc.EwcTextbook(strength=10, batches=2))
+    method = baselines.ewc_textbook(linear, SGD, strength=10, batches=2)
     # Both classes have probability 1/2, so whichever label is drawn the squares are x^2 / 4.
     x, y = [[1.0, 2.0], [3.0, 0.0], [5.0, 5.0], [7.0, 7.0]], [0, 1, 0, 1]
     task = task_of(x, y, batch_size=2)
-    state = method.init(jax.random.key(0))
+    state = method.init(PARAMS, jnp.array(x), KEY)
     with_one_batch = ewc.fisher_information(
-        problem, state.params, task, task.batches[:1], jax.random.key(1)
+        linear, state.params, task, task.batches[:1], jax.random.key(1), ewc._sampled_loss
     )
     squares = np.array([(1 + 9) / 2, (4 + 0) / 2]) / 4
     np.testing.assert_allclose(with_one_batch["w"], np.stack([squares] * 2, 1), rtol=1e-6)
@@ -71,3 +73,16 @@ def test_textbook_fisher_and_penalty_by_hand():
     at = {"w": jnp.array([[4.0, 4.0]])}
     grads = ewc.penalty_grads(penalty, at, strength=10 / 2)
     np.testing.assert_allclose(grads["w"], [[10 * (0.5 * 3 + 1.5 * 2), 10 * 2 * 1]], rtol=1e-6)
+
+
+def test_empirical_fisher_is_of_the_given_labels_and_loss():
+    def squared_errors(outputs, y):
+        return jnp.sum((outputs - y) ** 2, axis=-1)
+
+    method = baselines.ewc_textbook(linear, SGD, empirical=True, losses=squared_errors)
+    x, y = np.array([[1.0, 2.0], [3.0, 0.0]]), np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)
+    task = task_of(x, y)
+    state = method.end_task(method.init(PARAMS, jnp.array(x), KEY), task)
+    # At zero the gradient of one example is -2 x y'.
+    expected = np.mean([(2 * np.outer(*pair)) ** 2 for pair in zip(x, y, strict=True)], axis=0)
+    np.testing.assert_allclose(state.penalty.importance["w"], expected, rtol=1e-6)

@@ -4,7 +4,6 @@ Both keep orthonormal bases of what a layer's inputs have been and change its ke
 only: ``g - M diag(importance) M' g``. GPM's importances are all 1, SGP's between 0 and 1.
 """
 
-import dataclasses
 import math
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.data.tasks import Task
-from benchmarks.methods.base import Method, Problem
-from benchmarks.methods.layers import layer_inputs, projecting_method
+from rgo_jax.baselines._method import Apply, Losses, Method, Task, cross_entropies
+from rgo_jax.baselines._projecting import inputs_of, projecting_method
 from rgo_jax.lapack import one_by_one_on_cpu
 
 # Stands in for a zero that would be divided by: layers can be dead.
@@ -28,31 +26,6 @@ _ROUNDING = 1e-10
 _matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 _triangle = one_by_one_on_cpu(partial(jnp.linalg.qr, mode="r"))
 _svd = one_by_one_on_cpu(partial(jnp.linalg.svd, full_matrices=False))
-
-
-@dataclasses.dataclass(frozen=True)
-class Gpm:
-    """Hyper-parameters of `gpm` and `sgp`.
-
-    Attributes:
-      first_threshold: the share of the inputs' energy that the first layer's bases hold.
-      threshold: the same of the other layers.
-      growth: what is added to both with each task.
-      samples: how many examples stand for a task.
-      scale: SGP's alpha, with which importances come near 1 sooner; None for GPM.
-    """
-
-    first_threshold: float = 0.95
-    threshold: float = 0.99
-    growth: float = 0.0
-    samples: int = 300
-    scale: float | None = None
-
-
-# The authors' for 20 tasks of CIFAR-100.
-_IMAGES = Gpm(first_threshold=0.98, threshold=0.98, growth=0.001, samples=125)
-BY_DATASET = {"cifar100": _IMAGES, "mini-imagenet": dataclasses.replace(_IMAGES, samples=100)}
-SGP_SCALE = 10.0
 
 
 class GpmState(NamedTuple):
@@ -67,35 +40,124 @@ class GpmState(NamedTuple):
     importance: Any
 
 
-def gpm(problem: Problem, hyper: Gpm | None = None) -> Method:
+def gpm(
+    apply_fn: Apply,
+    tx: optax.GradientTransformation,
+    *,
+    first_threshold: float = 0.95,
+    threshold: float = 0.99,
+    growth: float = 0.0,
+    samples: int = 300,
+    mask: Any = True,
+    fused: bool = False,
+    losses: Losses = cross_entropies,
+) -> Method:
     """GPM: gradients at right angles to what the layers of earlier tasks received.
 
-    Saha et al. 2021, https://arxiv.org/abs/2103.09762. The smallest bases that reach the threshold
-    are kept. A bias is a kernel whose input is always 1, so the first task is the last to train
-    it: what the authors do with every parameter that is not a kernel.
-    """
-    hyper = hyper or BY_DATASET.get(problem.dataset, Gpm())
+    The smallest bases that reach the threshold are kept. A bias is a kernel whose input is always
+    1, so the first task is the last to train it: what the authors do with every parameter that is
+    not a kernel.
 
+    Args:
+      apply_fn: as for `finetune`. The numbers of its kernels' inputs are read from it.
+      tx: the optimizer, whose updates are projected.
+      first_threshold: the share of the inputs' energy that the first layer's bases hold.
+      threshold: the same of the other layers.
+      growth: what is added to both with each task.
+      samples: how many examples stand for a task.
+      mask: which parameters are protected, as for `optax.masked`: a tree of bools of which one
+        holds for everything below, or a function from the parameters to it. Others, such as a head
+        that one task trains, are trained freely.
+      fused: whether gradients are projected in the place of updates: cheaper with the layers of
+        `rgo_jax.linen` and `rgo_jax.nnx`, and no different for SGD, but undone by optimizers that
+        scale single entries, as Adam does.
+      losses: as for `finetune`.
+
+    Returns:
+      The `Method`.
+
+    Example:
+      >>> import flax.linen as nn, optax
+      >>> from rgo_jax import baselines
+      >>> model = nn.Dense(3)
+      >>> def apply_fn(params, x, task_id):
+      ...     return model.apply({"params": params}, x)
+      >>> method = baselines.gpm(apply_fn, optax.sgd(0.1))
+
+    References:
+      Saha et al. 2021. https://arxiv.org/abs/2103.09762
+    """
+    thresholds = (first_threshold, threshold, growth)
+    return _gpm(apply_fn, tx, thresholds, samples, None, mask, fused, losses)
+
+
+def sgp(
+    apply_fn: Apply,
+    tx: optax.GradientTransformation,
+    *,
+    scale: float = 10.0,
+    first_threshold: float = 0.95,
+    threshold: float = 0.99,
+    growth: float = 0.0,
+    samples: int = 300,
+    mask: Any = True,
+    fused: bool = False,
+    losses: Losses = cross_entropies,
+) -> Method:
+    """SGP: GPM that lets a little of the gradient through where it mattered little.
+
+    Args:
+      apply_fn: as for `gpm`.
+      tx: as for `gpm`.
+      scale: alpha, with which importances come near 1 sooner.
+      first_threshold: as for `gpm`.
+      threshold: as for `gpm`.
+      growth: as for `gpm`.
+      samples: as for `gpm`.
+      mask: as for `gpm`.
+      fused: as for `gpm`.
+      losses: as for `finetune`.
+
+    Returns:
+      The `Method`.
+
+    Example:
+      >>> import flax.linen as nn, optax
+      >>> from rgo_jax import baselines
+      >>> model = nn.Dense(3)
+      >>> def apply_fn(params, x, task_id):
+      ...     return model.apply({"params": params}, x)
+      >>> method = baselines.sgp(apply_fn, optax.sgd(0.1))
+
+    References:
+      Saha and Roy 2023. https://arxiv.org/abs/2302.01386
+    """
+    thresholds = (first_threshold, threshold, growth)
+    return _gpm(apply_fn, tx, thresholds, samples, scale, mask, fused, losses)
+
+
+def _gpm(
+    apply_fn: Apply,
+    tx: optax.GradientTransformation,
+    all_thresholds: tuple[float, float, float],
+    samples: int,
+    scale: float | None,
+    mask: Any,
+    fused: bool,
+    losses: Losses,
+) -> Method:
     def fold(memory: GpmState, params: Any, task: Task) -> GpmState:
-        x, _ = task.load(task.batches.reshape(-1)[: hyper.samples])
-        inputs = layer_inputs(problem, params, x, task.id)
-        thresholds = dict.fromkeys(inputs, hyper.threshold + hyper.growth * task.id)
-        thresholds[next(iter(inputs))] = hyper.first_threshold + hyper.growth * task.id
-        return gpm_update(memory, inputs, thresholds, hyper.scale)
+        x, _ = task.load(task.batches.reshape(-1)[:samples])
+        inputs = inputs_of(apply_fn, mask, params, x, task.id)
+        first_threshold, threshold, growth = all_thresholds
+        thresholds = dict.fromkeys(inputs, threshold + growth * task.id)
+        thresholds[next(iter(inputs))] = first_threshold + growth * task.id
+        return gpm_update(memory, inputs, thresholds, scale)
 
     def matrices(memory: GpmState) -> Any:
         return jax.tree.map(_projection, memory.bases, memory.importance)
 
-    return projecting_method(problem, empty, fold, matrices)
-
-
-def sgp(problem: Problem, hyper: Gpm | None = None) -> Method:
-    """SGP: GPM that lets a little of the gradient through where it mattered little.
-
-    Saha and Roy 2023, https://arxiv.org/abs/2302.01386
-    """
-    hyper = hyper or BY_DATASET.get(problem.dataset, Gpm())
-    return gpm(problem, dataclasses.replace(hyper, scale=hyper.scale or SGP_SCALE))
+    return projecting_method(apply_fn, tx, losses, mask, empty, fold, matrices, fused)
 
 
 def scale_by_gpm() -> optax.GradientTransformation:
@@ -138,8 +200,7 @@ def gpm_update(
 
     Args:
       state: the bases so far.
-      inputs: a tree like them of arrays ``[..., d]``: what each layer received; see
-        `benchmarks.methods.layers.layer_inputs`.
+      inputs: a tree like them of arrays ``[..., d]``: what each layer received.
       thresholds: the share of the inputs' energy to hold: a scalar, or a tree of scalars that each
         holds for all below its place.
       scale: SGP's alpha; None for GPM.

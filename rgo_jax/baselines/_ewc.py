@@ -4,54 +4,25 @@ Both pull the parameters back to where earlier tasks left them, each the more st
 its Fisher information. Kirkpatrick et al. 2017, https://arxiv.org/abs/1612.00796
 """
 
-import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.data.tasks import Task
-from benchmarks.methods.base import (
+from rgo_jax.baselines._method import (
+    Apply,
     Batch,
+    Losses,
     Method,
-    Problem,
+    Task,
+    cross_entropies,
+    fresh_optimizer,
     loss_and_grads,
     nothing_to_end,
-    nothing_to_start,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Ewc:
-    """Hyper-parameters of `ewc`.
-
-    Attributes:
-      strength: lambda, the weight of the penalty.
-      decay: the weight of the newest squares in the running average.
-      every: steps between its updates.
-    """
-
-    strength: float = 10.0
-    decay: float = 0.9
-    every: int = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class EwcTextbook:
-    """Hyper-parameters of `ewc_textbook`.
-
-    Attributes:
-      strength: lambda, the weight of the penalty, which the formula halves.
-      batches: of the task's data, over whose examples the Fisher information is averaged.
-    """
-
-    strength: float = 10.0
-    batches: int = 100
-
-
-BY_DATASET = {"cifar100": Ewc(every=50), "mini-imagenet": Ewc(every=50)}
 
 
 class Penalty(NamedTuple):
@@ -79,8 +50,8 @@ class EwcState(NamedTuple):
     """The state of both methods.
 
     Attributes:
-      params: of the network.
-      opt_state: of the optimizer.
+      params: the model's parameters.
+      opt_state: the optimizer's state.
       penalty: for the tasks so far; nothing before the first.
       fisher: what the next penalty is made from: a `RunningFisher`, or a key to sample labels.
     """
@@ -91,15 +62,41 @@ class EwcState(NamedTuple):
     fisher: Any
 
 
-def ewc(problem: Problem, hyper: Ewc | None = None) -> Method:
+def ewc(
+    apply_fn: Apply,
+    tx: optax.GradientTransformation,
+    *,
+    strength: float = 10.0,
+    decay: float = 0.9,
+    every: int = 10,
+    losses: Losses = cross_entropies,
+) -> Method:
     """EWC as the harness of the RGO paper's Table 1 computes it.
 
     The Fisher information is a running average of squared gradients of mini-batches, taken along
     the way from task to task. At the end of each it is scaled to [0, 1] over all parameters and
     replaces the last one, as the end replaces the anchor. The penalty, ``lambda sum F (theta -
-    anchor)^2``, has no factor of a half. Chaudhry et al. 2018, https://arxiv.org/abs/1801.10112
+    anchor)^2``, has no factor of a half.
+
+    Args:
+      apply_fn: as for `finetune`.
+      tx: the optimizer, of the loss with the penalty.
+      strength: lambda, the weight of the penalty.
+      decay: the weight of the newest squares in the running average.
+      every: steps between its updates.
+      losses: as for `finetune`.
+
+    Returns:
+      The `Method`.
+
+    Example:
+      >>> import optax
+      >>> from rgo_jax import baselines
+      >>> method = baselines.ewc(lambda params, x, task_id: x @ params, optax.sgd(0.1))
+
+    References:
+      Chaudhry et al. 2018, Riemannian walk. https://arxiv.org/abs/1801.10112
     """
-    hyper = hyper or BY_DATASET.get(problem.dataset, Ewc())
 
     def init(params: Any, key: jax.Array) -> RunningFisher:
         del key
@@ -107,7 +104,7 @@ def ewc(problem: Problem, hyper: Ewc | None = None) -> Method:
         return RunningFisher(zeros, jax.tree.map(jnp.zeros_like, params), jnp.int32(0))
 
     def observe(fisher: RunningFisher, grads: Any) -> RunningFisher:
-        return update_fisher(fisher, grads, hyper.decay, hyper.every)
+        return update_fisher(fisher, grads, decay, every)
 
     def end_task(state: EwcState, task: Task) -> EwcState:
         del task
@@ -117,31 +114,62 @@ def ewc(problem: Problem, hyper: Ewc | None = None) -> Method:
         penalty = Penalty(state.params, normalize_fisher(average))
         return state._replace(penalty=penalty, fisher=fresh)
 
-    method = _elastic(problem, hyper.strength, init, observe)
+    method = _elastic(apply_fn, tx, losses, strength, init, observe)
     return method._replace(
         end_task=end_task, memory=lambda state: (state.penalty, state.fisher.average)
     )
 
 
-def ewc_textbook(problem: Problem, hyper: EwcTextbook | None = None) -> Method:
+def ewc_textbook(
+    apply_fn: Apply,
+    tx: optax.GradientTransformation,
+    *,
+    strength: float = 10.0,
+    batches: int = 100,
+    empirical: bool = False,
+    losses: Losses = cross_entropies,
+) -> Method:
     """EWC by the letter: ``lambda / 2 sum_t F_t (theta - theta_t)^2``.
 
     Each ``F_t`` is the mean over single examples of the squared gradient of the log-likelihood at
-    the end of task t, for labels drawn from the network's own predictions.
+    the end of task t, for labels drawn from the model's own predictions. Of an example with many
+    labels, as a text has, it is the log-likelihood of all together.
+
+    Args:
+      apply_fn: as for `finetune`; its outputs are logits ``[b, ..., num_classes]``, or anything
+        with ``empirical``.
+      tx: the optimizer, of the loss with the penalty.
+      strength: lambda, the weight of the penalty, which the formula halves.
+      batches: of the task's data, over whose examples the Fisher information is averaged.
+      empirical: whether the gradients are of ``losses`` with the data's own labels. This is the
+        empirical Fisher information, and not the Fisher information.
+      losses: as for `finetune`.
+
+    Returns:
+      The `Method`.
+
+    Example:
+      >>> import optax
+      >>> from rgo_jax import baselines
+      >>> method = baselines.ewc_textbook(lambda params, x, task_id: x @ params, optax.sgd(0.1))
+
+    References:
+      Kirkpatrick et al. 2017. https://arxiv.org/abs/1612.00796
     """
-    hyper = hyper or EwcTextbook()
 
     def start_task(state: EwcState, task: Task, key: jax.Array) -> EwcState:
-        del task
-        return state._replace(fisher=key)
+        return fresh_optimizer(tx)(state, task, key)._replace(fisher=key)
 
     def end_task(state: EwcState, task: Task) -> EwcState:
+        loss_of = partial(_loss, losses=losses) if empirical else _sampled_loss
         fisher = fisher_information(
-            problem, state.params, task, task.batches[: hyper.batches], state.fisher
+            apply_fn, state.params, task, task.batches[:batches], state.fisher, loss_of
         )
         return state._replace(penalty=add_task(state.penalty, state.params, fisher))
 
-    method = _elastic(problem, hyper.strength / 2, lambda params, key: key, lambda key, grads: key)
+    method = _elastic(
+        apply_fn, tx, losses, strength / 2, lambda params, key: key, lambda key, grads: key
+    )
     return method._replace(start_task=start_task, end_task=end_task)
 
 
@@ -174,38 +202,55 @@ def normalize_fisher(fisher: Any) -> Any:
 
 
 def fisher_information(
-    problem: Problem, params: Any, task: Task, batches: jax.Array, key: jax.Array
+    apply_fn: Apply,
+    params: Any,
+    task: Task,
+    batches: jax.Array,
+    key: jax.Array,
+    loss_of: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
 ) -> Any:
-    """The diagonal of the Fisher information of the network's predictions on a task.
+    """The mean over single examples of the squared gradient of a loss.
 
     Args:
-      problem: the network.
+      apply_fn: the model.
       params: where.
       task: whose examples.
       batches: int32 ``[n, b]``: which of them.
       key: for sampling labels.
+      loss_of: ``(outputs [1, ...], y [1, ...], key) -> scalar``.
 
     Returns:
-      A tree like the parameters.
+      A tree like the parameters: with `_sampled_loss` the diagonal of the Fisher information of the
+      model's predictions.
     """
 
-    def squared_gradient(x: jax.Array, key: jax.Array) -> Any:
-        def log_likelihood(params: Any) -> jax.Array:
-            logits = problem.logits(params, x[None], task.id)[0]
-            label = jax.random.categorical(key, logits)
-            return jax.nn.log_softmax(logits)[label]
+    def squared_gradient(x: jax.Array, y: jax.Array, key: jax.Array) -> Any:
+        def loss(params: Any) -> jax.Array:
+            return loss_of(apply_fn(params, x[None], task.id), y[None], key)
 
-        return jax.tree.map(jnp.square, jax.grad(log_likelihood)(params))
+        return jax.tree.map(jnp.square, jax.grad(loss)(params))
 
     def add(total: Any, batch: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
         indices, key = batch
-        x, _ = task.load(indices)
-        squares = jax.vmap(squared_gradient)(x, jax.random.split(key, len(x)))
+        x, y = task.load(indices)
+        squares = jax.vmap(squared_gradient)(x, y, jax.random.split(key, len(x)))
         return jax.tree.map(lambda t, s: t + jnp.sum(s, axis=0), total, squares), None
 
     zeros = jax.tree.map(jnp.zeros_like, params)
     total, _ = jax.lax.scan(add, zeros, (batches, jax.random.split(key, len(batches))))
     return jax.tree.map(lambda t: t / batches.size, total)
+
+
+def _sampled_loss(logits: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
+    """Of labels that the model itself predicts."""
+    del y
+    labels = jax.random.categorical(key, logits)
+    return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+
+def _loss(outputs: jax.Array, y: jax.Array, key: jax.Array, *, losses: Losses) -> jax.Array:
+    del key
+    return jnp.sum(losses(outputs, y))
 
 
 def add_task(penalty: Penalty, params: Any, fisher: Any) -> Penalty:
@@ -232,32 +277,33 @@ def penalty_grads(penalty: Penalty, params: Any, strength: float) -> Any:
 
 
 def _elastic(
-    problem: Problem,
+    apply_fn: Apply,
+    tx: optax.GradientTransformation,
+    losses: Losses,
     strength: float,
     init_fisher: Callable[[Any, jax.Array], Any],
     observe: Callable[[Any, Any], Any],
 ) -> Method:
-    """SGD with a penalty, showing the gradients without it to ``observe`` at each step."""
-    optimizer = optax.sgd(problem.learning_rate)
+    """Training with a penalty, showing the gradients without it to ``observe`` at each step."""
 
-    def init(key: jax.Array) -> EwcState:
-        params = problem.init(key)
+    def init(params: Any, x: jax.Array, key: jax.Array) -> EwcState:
+        del x
         nothing = Penalty(*(jax.tree.map(jnp.zeros_like, params) for _ in Penalty._fields))
-        return EwcState(params, optimizer.init(params), nothing, init_fisher(params, key))
+        return EwcState(params, tx.init(params), nothing, init_fisher(params, key))
 
     def step(state: EwcState, batch: Batch, task: Task) -> tuple[EwcState, jax.Array]:
-        loss, grads = loss_and_grads(problem, state.params, batch, task.id)
+        loss, grads = loss_and_grads(apply_fn, losses, state.params, batch, task.id)
         pull = penalty_grads(state.penalty, state.params, strength)
-        updates, opt_state = optimizer.update(
+        updates, opt_state = tx.update(
             jax.tree.map(jnp.add, grads, pull), state.opt_state, state.params
         )
         params = optax.apply_updates(state.params, updates)
         fisher = observe(state.fisher, grads)
         return state._replace(params=params, opt_state=opt_state, fisher=fisher), loss
 
-    def logits(state: EwcState, x: jax.Array, task_id: jax.Array) -> jax.Array:
-        return problem.logits(state.params, x, task_id)
+    def apply(state: EwcState, x: jax.Array, task_id: jax.Array) -> jax.Array:
+        return apply_fn(state.params, x, task_id)
 
     return Method(
-        init, nothing_to_start, step, nothing_to_end, logits, memory=lambda state: state.penalty
+        init, fresh_optimizer(tx), step, nothing_to_end, apply, memory=lambda state: state.penalty
     )

@@ -4,7 +4,6 @@ Zeng et al. 2019, https://arxiv.org/abs/1810.01256. Once as the paper has it and
 authors' programs do. A bias is a kernel whose input is always 1.
 """
 
-import dataclasses
 from functools import partial
 from typing import Any
 
@@ -13,70 +12,123 @@ import jax.numpy as jnp
 import optax
 from jax.scipy.linalg import cho_factor, cho_solve
 
-from benchmarks.data.tasks import Task
-from benchmarks.methods.base import Batch, Method, Problem
-from benchmarks.methods.layers import ProjectedState, layer_inputs, projecting_method
+from rgo_jax.baselines._method import Apply, Batch, Losses, Method, Task, cross_entropies
+from rgo_jax.baselines._projecting import ProjectedState, inputs_of, projecting_method
 from rgo_jax.lapack import one_by_one_on_cpu
 
 _matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
-@dataclasses.dataclass(frozen=True)
-class Owm:
-    """Hyper-parameters of `owm` and `owm_online`. As they are, the authors' for Permuted MNIST.
-
-    Attributes:
-      alpha: how weakly inputs are protected, for a task's first batch.
-      decay: lambda: the last batch's alpha is ``alpha * decay``, and between them it falls
-        exponentially.
-    """
-
-    alpha: float = 1.0
-    decay: float = 1.0
-
-
-def owm(problem: Problem, hyper: Owm | None = None) -> Method:
+def owm(
+    apply_fn: Apply,
+    tx: optax.GradientTransformation,
+    *,
+    alpha: float = 1.0,
+    decay: float = 1.0,
+    mask: Any = True,
+    fused: bool = False,
+    losses: Losses = cross_entropies,
+) -> Method:
     """OWM: gradients across the mean inputs of earlier tasks' batches.
 
     As in the paper, the P of the finished tasks projects, and a task's batches are folded in at its
-    end, at the final parameters.
+    end, at the final parameters. The defaults are the authors' for Permuted MNIST.
+
+    Args:
+      apply_fn: as for `gpm`.
+      tx: as for `gpm`.
+      alpha: how weakly inputs are protected, for a task's first batch.
+      decay: lambda: the last batch's alpha is ``alpha * decay``, and between them it falls
+        exponentially.
+      mask: as for `gpm`.
+      fused: as for `gpm`.
+      losses: as for `finetune`.
+
+    Returns:
+      The `Method`.
+
+    Example:
+      >>> import flax.linen as nn, optax
+      >>> from rgo_jax import baselines
+      >>> model = nn.Dense(3)
+      >>> def apply_fn(params, x, task_id):
+      ...     return model.apply({"params": params}, x)
+      >>> method = baselines.owm(apply_fn, optax.sgd(0.1))
+
+    References:
+      Zeng et al. 2019. https://arxiv.org/abs/1810.01256
     """
-    hyper = hyper or Owm()
 
     def fold(memory: Any, params: Any, task: Task) -> Any:
         count = len(task.batches)
-        alphas = hyper.alpha * hyper.decay ** (jnp.arange(1, count + 1) / count)
+        alphas = alpha * decay ** (jnp.arange(1, count + 1) / count)
 
         def fold_batch(memory: Any, batch: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
             indices, alpha = batch
             x, _ = task.load(indices)
-            return _fold(problem, memory, params, x, task.id, alpha), None
+            inputs = inputs_of(apply_fn, mask, params, x, task.id)
+            return _fold(memory, inputs, alpha), None
 
         memory, _ = jax.lax.scan(fold_batch, memory, (task.batches, alphas))
         return _symmetric(memory)
 
-    return projecting_method(problem, _identities, fold, matrices=lambda memory: memory)
+    return projecting_method(
+        apply_fn, tx, losses, mask, _identities, fold, lambda memory: memory, fused
+    )
 
 
-def owm_online(problem: Problem, hyper: Owm | None = None) -> Method:
+def owm_online(
+    apply_fn: Apply,
+    tx: optax.GradientTransformation,
+    *,
+    alpha: float = 1.0,
+    decay: float = 1.0,
+    mask: Any = True,
+    fused: bool = False,
+    losses: Losses = cross_entropies,
+) -> Method:
     """OWM with each batch folded in before it is trained on, from the first task on.
 
     So gradients are projected across the inputs of the task at hand too. One of the authors'
     programs keeps the epoch that is best on the test data; nothing is selected here.
+
+    Args:
+      apply_fn: as for `gpm`.
+      tx: as for `gpm`.
+      alpha: as for `owm`.
+      decay: as for `owm`.
+      mask: as for `gpm`.
+      fused: as for `gpm`.
+      losses: as for `finetune`.
+
+    Returns:
+      The `Method`.
+
+    Example:
+      >>> import flax.linen as nn, optax
+      >>> from rgo_jax import baselines
+      >>> model = nn.Dense(3)
+      >>> def apply_fn(params, x, task_id):
+      ...     return model.apply({"params": params}, x)
+      >>> method = baselines.owm_online(apply_fn, optax.sgd(0.1))
+
+    References:
+      Zeng et al. 2019, their programs. https://arxiv.org/abs/1810.01256
     """
-    hyper = hyper or Owm()
 
     def fold(memory: Any, params: Any, task: Task) -> Any:
         del params, task  # folded in already
         return _symmetric(memory)
 
-    method = projecting_method(problem, _identities, fold, matrices=lambda memory: memory)
+    method = projecting_method(
+        apply_fn, tx, losses, mask, _identities, fold, lambda memory: memory, fused
+    )
 
     def step(state: ProjectedState, batch: Batch, task: Task) -> tuple[ProjectedState, jax.Array]:
         x, _ = batch
-        done = optax.tree.get(state.opt_state, "count") % problem.steps_per_task
-        alpha = hyper.alpha * hyper.decay ** (done / problem.steps_per_task)
-        memory = _fold(problem, state.memory, state.params, x, task.id, alpha)
+        steps = task.epochs * len(task.batches)
+        inputs = inputs_of(apply_fn, mask, state.params, x, task.id)
+        memory = _fold(state.memory, inputs, alpha * decay ** (state.steps / steps))
         return method.step(state._replace(memory=memory, projections=memory), batch, task)
 
     return method._replace(step=step)
@@ -86,11 +138,8 @@ def _identities(dims: Any) -> Any:
     return jax.tree.map(jnp.eye, dims)
 
 
-def _fold(
-    problem: Problem, memory: Any, params: Any, x: jax.Array, task_id: jax.Array, alpha: jax.Array
-) -> Any:
+def _fold(memory: Any, inputs: dict[str, jax.Array], alpha: jax.typing.ArrayLike) -> Any:
     """Each layer's P with a batch's mean inputs in it."""
-    inputs = layer_inputs(problem, params, x, task_id)
     return jax.tree.map(lambda p, seen: rls(p, jnp.mean(seen, axis=0), alpha), memory, inputs)
 
 
