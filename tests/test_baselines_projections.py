@@ -262,16 +262,17 @@ def test_masked_out_parameters_are_trained_freely():
 @pytest.mark.parametrize("name", slow_but(["gpm", "sgp", "owm"], "gpm"))
 def test_updates_or_gradients_are_projected(name):
     """The same for SGD; after Adam only updates stay across what was received."""
-    x, y = jnp.array([[1.0, 2.0, 0.5], [2.0, 1.0, -0.5]]), jnp.array([0, 1])
-    new_x = jnp.array([[1.0, 1.0, 1.0], [3.0, -1.0, 0.5]])
+    x, y = jnp.array([[1.0, 2.0, 0.5], [2.0, 1.0, -1.0]]), jnp.array([0, 1])
+    new_x = jnp.array([[1.0, 2.0, 3.0], [-3.0, 1.0, 0.5]])
     params = {"w": 0.1 * jnp.arange(6.0).reshape(3, 2), "b": jnp.zeros(2)}
     first, second = task_of(x, y, 0, 2), task_of(new_x, y, 1, 2)
 
     def apply_fn(params, x, task_id):
-        return x @ params["w"] + params["b"]
+        return x @ params["w"] + params["b"][None]
 
     def change(tx, fused):
-        method = getattr(baselines, name)(apply_fn, tx, fused=fused)
+        given = {"first_threshold": 1.0} if name == "gpm" else {}
+        method = getattr(baselines, name)(apply_fn, tx, fused=fused, **given)
         state = method.end_task(method.init(params, x, KEY), first)
         state = method.start_task(state, second, KEY)
         for _ in range(3):

@@ -68,9 +68,15 @@ def rgo(problem: Problem) -> baselines.Method:
     """Recursive Gradient Optimization, Algorithm 1. https://arxiv.org/abs/2201.12522"""
     options: Rgo = problem.options
     is_protected = _with_biases if options.protect_biases else _without_biases
+    shapes = jax.eval_shape(problem.init, jax.random.key(0))
+    specs = rgo_jax.infer_specs(
+        lambda params, x: problem.logits(params, x, jnp.int32(0)),
+        shapes,
+        jnp.zeros((1, *problem.input_shape)),
+    )
     optimizer = optax.chain(
         optax.masked(
-            rgo_jax.scale_by_rgo(normalize=options.normalize),
+            rgo_jax.scale_by_rgo(specs=specs, normalize=options.normalize),
             lambda params: is_protected(params, problem.protected(params)),
         ),
         sgd_optimizer(problem),
@@ -102,7 +108,7 @@ def rgo(problem: Problem) -> baselines.Method:
         baselines.rgo(
             problem.logits,
             optimizer,
-            alpha=alpha_of(jax.eval_shape(problem.init, jax.random.key(0))),
+            alpha=alpha_of(shapes),
             relative_alpha=options.relative_alpha,
             columns=columns,
             batches=options.curvature_batches,

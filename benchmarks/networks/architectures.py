@@ -1,9 +1,10 @@
-"""Networks of the paper's appendix C.3, by name."""
+"""Networks of the paper's appendix C.3, and a transformer, by name."""
 
 from functools import partial
 from typing import Any, NamedTuple
 
 from benchmarks.networks.network import ConvLayer, FeedForward, ResNet18, smallest_image
+from benchmarks.networks.transformer import VisionTransformer
 
 
 class Architecture(NamedTuple):
@@ -30,7 +31,10 @@ class Architecture(NamedTuple):
     @property
     def smallest(self) -> int:
         """The height and width that images have at least; 0 if examples need not be images."""
-        return smallest_image(self.build.keywords.get("convs", ())) if self.convs else 0
+        if not self.convs:
+            return 0
+        keywords = self.build.keywords
+        return int(keywords.get("patch", smallest_image(keywords.get("convs", ()))))
 
 
 # Window and stride.
@@ -91,6 +95,8 @@ ARCHITECTURES = {
     "resnet-18-narrow": Architecture(partial(ResNet18, width=20), _CIFAR),
     # Of the authors' STL and SGD.
     "resnet-18-batch-norm": Architecture(partial(ResNet18, width=64, batch_norm=True), _CIFAR),
+    # Not of the paper.
+    "vit": Architecture(partial(VisionTransformer, patch=4, blocks=4, width=128, heads=4), _CIFAR),
 }
 
 

@@ -27,21 +27,21 @@ def dense(x: jax.Array, features: int, initial_values: str, biases: str) -> jax.
     """A fully connected layer; to be called inside a module's ``__call__``, as a layer of it.
 
     Args:
-      x: ``[b, d]``.
+      x: ``[..., d]``.
       features: outputs.
       initial_values: a key of `INITIAL_VALUES`.
       biases: a key of `BIASES`.
 
     Returns:
-      ``[b, features]``.
+      ``[..., features]``.
     """
     init = INITIAL_VALUES[initial_values]
     if biases != "input":
         return linen.Dense(features, kernel_init=init.dense, bias_init=init.bias)(x)
     kernel_init = with_bias_row(init.dense, init.bias)
-    ones = jnp.ones((len(x), 1), x.dtype)
+    ones = jnp.ones((*x.shape[:-1], 1), x.dtype)
     layer = linen.Dense(features, use_bias=False, kernel_init=kernel_init)
-    return layer(jnp.concatenate([x, ones], axis=1))
+    return layer(jnp.concatenate([x, ones], axis=-1))
 
 
 class Head(nn.Module):

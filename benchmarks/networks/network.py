@@ -117,7 +117,7 @@ class FeedForward(Network, kw_only=True):
           ValueError: no images where there are convolutions, or too small for their pools.
         """
         if self.convs:
-            _check_images(x, smallest_image(self.convs))
+            check_images(x, smallest_image(self.convs))
         encode = self.encoder(task_id)
         init = INITIAL_VALUES[self.initial_values]
 
@@ -160,7 +160,7 @@ class ResNet18(Network, kw_only=True):
         Raises:
           ValueError: no images.
         """
-        _check_images(x, 1)
+        check_images(x, 1)
         encode = self.encoder(task_id)
         init = INITIAL_VALUES[self.initial_values]
 
@@ -202,7 +202,12 @@ def smallest_image(convs: Sequence[ConvLayer]) -> int:
     return size
 
 
-def _check_images(x: jax.Array, smallest: int) -> None:
+def check_images(x: jax.Array, smallest: int) -> None:
+    """Refuses what a network of images cannot take.
+
+    Raises:
+      ValueError: no images, or smaller ones.
+    """
     if x.ndim != 4 or min(x.shape[1:3]) < smallest:
         raise ValueError(
             f"x has shape {x.shape}; expected images [b, height, width, channels] of {smallest} x "

@@ -152,6 +152,11 @@ COUNTS = {
         10 + 2 * 5 * (64 + 128 + 256 + 512),
         5 * (64 + 128 + 256 + 512),
     ),
+    "vit": (
+        48 * 128 + 64 * 128 + 4 * (4 * 128**2 + 2 * 128 * 512) + 9 * 128 + 128 * 10,
+        4 * (4 * 128 + 512 + 128) + 9 * 128 + 10,
+        128,
+    ),
 }  # fmt: skip
 
 
@@ -178,6 +183,7 @@ def test_architectures(name, conv_biases):
         ((2, 3, 8, 3), {"name": "lenet-5-text"}, r"expected images .* of 4 x 4 pixels or more"),
         ((2, 0, 8, 3), {"name": "lenet-5-no-pool"}, r"expected images .* of 1 x 1 pixels or more"),
         ((2, 784), {}, r"shape \(2, 784\); expected images"),
+        ((2, 3, 8, 3), {"name": "vit"}, r"expected images .* of 4 x 4 pixels or more"),
         ((2, 784), {"name": "resnet-18"}, r"shape \(2, 784\); expected images .* of 1 x 1"),
         ((2, 8, 8, 3), {"head": "per-task"}, "head is 'per-task'; expected one of shared, frozen"),
     ],
