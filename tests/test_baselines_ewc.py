@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rgo_jax import baselines
-from rgo_jax.baselines import _ewc as ewc
+from rgo_jax.baselines import _fisher as fisher_of
 from tests.small_models import RATE, SGD, cross_entropy_grad, linear, task_of
 
 KEY = jax.random.key(0)
@@ -13,17 +13,17 @@ PARAMS = {"w": jnp.zeros((2, 2))}
 
 
 def test_ewc_running_fisher_by_hand():
-    fisher = ewc.RunningFisher(jnp.zeros(2), jnp.zeros(2), jnp.int32(0))
+    fisher = fisher_of.RunningFisher(jnp.zeros(2), jnp.zeros(2), jnp.int32(0))
     for grad in ([1.0, 0.0], [2.0, 1.0], [3.0, 0.0], [4.0, 0.0]):
-        fisher = ewc.update_fisher(fisher, jnp.array(grad), decay=0.9, every=2)
+        fisher = fisher_of.update_fisher(fisher, jnp.array(grad), decay=0.9, every=2)
     # Updated before steps 2 and 4, with the squares of step 1, then of steps 2 and 3.
     first = 0.9 * np.array([1, 0]) / 2
     np.testing.assert_allclose(fisher.average, 0.1 * first + 0.9 * np.array([4 + 9, 1]) / 2)
     np.testing.assert_allclose(fisher.squares, [16, 0])
-    scaled = ewc.normalize_fisher({"a": jnp.array([1.0, 3.0]), "b": jnp.array([2.0, 5.0])})
+    scaled = fisher_of.normalize_fisher({"a": jnp.array([1.0, 3.0]), "b": jnp.array([2.0, 5.0])})
     np.testing.assert_allclose(scaled["a"], [0, 0.5])
     np.testing.assert_allclose(scaled["b"], [0.25, 1])
-    np.testing.assert_array_equal(ewc.normalize_fisher({"a": jnp.zeros(3)})["a"], np.zeros(3))
+    np.testing.assert_array_equal(fisher_of.normalize_fisher({"a": jnp.zeros(3)})["a"], np.zeros(3))
 
 
 def test_ewc_penalty_by_hand():
@@ -56,8 +56,8 @@ def test_textbook_fisher_and_penalty_by_hand():
     x, y = [[1.0, 2.0], [3.0, 0.0], [5.0, 5.0], [7.0, 7.0]], [0, 1, 0, 1]
     task = task_of(x, y, batch_size=2)
     state = method.init(PARAMS, jnp.array(x), KEY)
-    with_one_batch = ewc.fisher_information(
-        linear, state.params, task, task.batches[:1], jax.random.key(1), ewc._sampled_loss
+    with_one_batch = fisher_of.fisher_information(
+        linear, state.params, task, task.batches[:1], jax.random.key(1), fisher_of.sampled_loss
     )
     squares = np.array([(1 + 9) / 2, (4 + 0) / 2]) / 4
     np.testing.assert_allclose(with_one_batch["w"], np.stack([squares] * 2, 1), rtol=1e-6)
@@ -68,10 +68,10 @@ def test_textbook_fisher_and_penalty_by_hand():
     first, second = {"w": jnp.array([[1.0, 0.0]])}, {"w": jnp.array([[2.0, 3.0]])}
     fishers = {"w": jnp.array([[0.5, 0.0]])}, {"w": jnp.array([[1.5, 2.0]])}
     zeros = jax.tree.map(jnp.zeros_like, first)
-    penalty = ewc.add_task(ewc.Penalty(zeros, zeros), first, fishers[0])
-    penalty = ewc.add_task(penalty, second, fishers[1])
+    penalty = fisher_of.add_task(fisher_of.Penalty(zeros, zeros), first, fishers[0])
+    penalty = fisher_of.add_task(penalty, second, fishers[1])
     at = {"w": jnp.array([[4.0, 4.0]])}
-    grads = ewc.penalty_grads(penalty, at, strength=10 / 2)
+    grads = fisher_of.penalty_grads(penalty, at, strength=10 / 2)
     np.testing.assert_allclose(grads["w"], [[10 * (0.5 * 3 + 1.5 * 2), 10 * 2 * 1]], rtol=1e-6)
 
 
