@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from rgo_jax.baselines._method import Apply, Losses, Task
 
@@ -103,7 +102,8 @@ def sampled_loss(logits: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
     """Of labels that the model itself predicts."""
     del y
     labels = jax.random.categorical(key, logits)
-    return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+    likelihoods = jax.nn.log_softmax(logits)
+    return -jnp.sum(jnp.take_along_axis(likelihoods, labels[..., None], axis=-1))
 
 
 def summed_loss(outputs: jax.Array, y: jax.Array, key: jax.Array, *, losses: Losses) -> jax.Array:
