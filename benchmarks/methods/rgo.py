@@ -1,6 +1,7 @@
 """Recursive Gradient Optimization, the library's own method."""
 
 import dataclasses
+import sys
 from typing import Any
 
 import jax
@@ -73,6 +74,7 @@ def rgo(problem: Problem) -> baselines.Method:
         lambda params, x: problem.logits(params, x, jnp.int32(0)),
         shapes,
         jnp.zeros((1, *problem.input_shape)),
+        max_fan_in=sys.maxsize,  # Too large a P is refused, not made smaller.
     )
     optimizer = optax.chain(
         optax.masked(

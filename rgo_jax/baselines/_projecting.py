@@ -190,12 +190,11 @@ def _as_rgo(
     # A projection of one number is a factor.
     kernels = [name for name in names if name in projections and len(projections[name]) > 1]
     others = {name: rgo_jax.ProjectionSpec() for name in names if name not in kernels}
-    specs = rgo_jax.infer_specs(_at_task(apply_fn, task_id), params, x, specs=others)
-    rgo = rgo_jax.scale_by_rgo(
-        specs=specs,
-        max_fan_in=max(map(len, projections.values()), default=1),
-        normalize=False,
+    largest = max(map(len, projections.values()), default=1)
+    specs = rgo_jax.infer_specs(
+        _at_task(apply_fn, task_id), params, x, specs=others, max_fan_in=largest
     )
+    rgo = rgo_jax.scale_by_rgo(specs=specs, max_fan_in=largest, normalize=False)
     is_kernel = jax.tree.unflatten(jax.tree.structure(params), [name in kernels for name in names])
     masked = optax.masked(rgo, is_kernel)
     fresh = masked.init(params)

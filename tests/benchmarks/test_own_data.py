@@ -27,7 +27,7 @@ def test_all_methods_are_checked_before_the_first_runs(tmp_path, capsys):
     assert cli.main([*argv, "--methods", "sgd,rgo"]) == 2
     error = capsys.readouterr().err
     assert "RGO cannot train --network lenet-5 on images of shape (64, 64, 3): Para" in error
-    fitting = "alexnet-7, alexnet-7-narrow, vgg-11, vgg-13, resnet-18, resnet-18-narrow"
+    fitting = "alexnet-7, alexnet-7-narrow, vgg-11, vgg-13, resnet-18, resnet-18-narrow, vit"
     assert f"Choose --network {fitting}." in error
     assert "max_fan_in; or" not in error
     assert not (tmp_path / "out").exists()
