@@ -22,7 +22,8 @@ done
 python -m benchmarks run --ablation "${mnist[@]}" "${out[@]}"
 python -m benchmarks run permuted-digits rotated-digits --methods rgo,rgo-2,sgd,stl --forward-transfer "${out[@]}"
 # Colour images: one seed.
-python -m benchmarks run split-cifar100 --methods rgo --seeds 1 "${out[@]}"
+python -m benchmarks run split-cifar100 --methods rgo,rgo-2 --seeds 1 "${out[@]}"
+python -m benchmarks run split-cifar100 --methods stl,sgd --network lenet-5 --seeds 1 "${out[@]}"
 python -m benchmarks language "${out[@]}"
 python -m benchmarks report benchmarks/results
 python docs/pictures.py
