@@ -13,6 +13,7 @@ import pytest
 from benchmarks.methods import METHODS
 from benchmarks.networks.architectures import ARCHITECTURES
 from benchmarks.networks.layers import HEADS, max_pool
+from benchmarks.networks.transformer import VisionTransformer
 from tests.benchmarks.small_networks import (
     CONVS,
     KEY,
@@ -193,6 +194,17 @@ def test_networks_refuse_what_they_cannot_take(shape, changes, match):
     build = ARCHITECTURES[given.pop("name", "lenet-5")].build
     with pytest.raises(ValueError, match=match):
         build(**given).init(jax.random.key(0), jnp.zeros(shape), 0)
+
+
+@pytest.mark.parametrize("fel", [False, True])
+def test_transformers_permute_features_inside_their_blocks(fel):
+    build = partial(VisionTransformer, patch=2, blocks=1, width=8, heads=2)
+    network = build(num_classes=3, num_tasks=2, head="shared", fel=fel)
+    x = examples(4, 6, 3)
+    params = params_of(network, x)
+    first, second = (network.apply({"params": params}, x, task) for task in range(2))
+    assert np.array_equal(first, second) != fel
+    assert params["positions"].shape == (6, 8)
 
 
 def test_the_smallest_images_that_networks_take_leave_one_pixel():

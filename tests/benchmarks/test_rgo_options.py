@@ -268,3 +268,16 @@ def test_without_momentum_nothing_is_kept_for_it():
         state = METHODS[method].build(problem).init(jax.random.key(0))
         # The schedule's count, whatever else.
         assert len(jax.tree.leaves(state.opt_state)) == arrays + 1
+
+
+def test_fan_in_is_read_from_the_network():
+    class Attention(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.MultiHeadDotProductAttention(2, name="attention")(x)[:, 0]
+
+    method = built(network_problem(Attention(), (3, 8)))
+    kept = kept_of(jax.eval_shape(method.init, jax.random.key(0)))
+    # By default the fan-in of [8, 2, 4] would be 16.
+    assert kept["attention"]["query"]["kernel"].shape == (8, 8)
+    assert kept["attention"]["out"]["kernel"].shape == (8, 8)
