@@ -37,6 +37,8 @@ def layer_inputs(fn: Callable[..., Any], params: Any, *args: Any) -> dict[str, j
 
     Raises:
       ValueError: there are no args.
+      NotImplementedError: the program has a `jax.shard_map`, which cannot be evaluated from its
+        trace.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp, rgo_jax

@@ -107,6 +107,8 @@ def trained(model, name):
         given = {"strength": 1e6 if model == "transformer" else 100}
     elif name in ("a_gem", "er_ring"):
         given = {"num_tasks": 2, "num_classes": CLASSES}
+    elif name == "owm_online":
+        name, given = "owm", {"online": True}
     method = getattr(baselines, name)(apply_fn, tx, **given)
     r, _ = baselines.train_sequence(method, params, tasks, batch_size=10, epochs=epochs)
     return r

@@ -210,7 +210,7 @@ def test_owm_online_projects_with_the_batch_that_it_trains_on():
     """Two steps of the second task by hand, of four a task: P first, then the parameters."""
     rng = np.random.default_rng(0)
     kernel = rng.normal(size=(3, 2))
-    method = baselines.owm_online(dense_without_bias(), SGD, alpha=2.0, decay=0.1)
+    method = baselines.owm(dense_without_bias(), SGD, alpha=2.0, decay=0.1, online=True)
     state = method.init({"kernel": jnp.float32(kernel)}, jnp.zeros((1, 3)), KEY)
 
     def task(x, y, task_id):

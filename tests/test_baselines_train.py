@@ -93,9 +93,12 @@ def test_a_model_that_has_diverged_has_no_accuracy():
     assert np.isnan(r).all()
 
 
-@pytest.mark.parametrize("name", slow_but(["finetune", "ewc", "ewc_textbook"], "finetune"))
+@pytest.mark.parametrize(
+    "name", slow_but(["finetune", "ewc", "ewc_textbook", "er_ring", "gpm"], "finetune", "er_ring")
+)
 def test_tasks_of_equal_shapes_are_compiled_once(name, compilations):
-    method = getattr(baselines, name)(linear, SGD)
+    given = {"num_tasks": 5, "num_classes": 3} if name == "er_ring" else {}
+    method = getattr(baselines, name)(linear, SGD, **given)
 
     def count(tasks):
         jax.clear_caches()

@@ -265,3 +265,11 @@ def test_without_data():
     x = jnp.ones((2, 8))
     with pytest.raises(ValueError, match="There is no data"):
         rgo_jax.layer_inputs(lambda w: x @ w, jnp.ones((8, 2)))
+
+
+def test_programs_for_many_devices_are_refused():
+    mesh = jax.make_mesh((1,), ("devices",))
+    spec = jax.sharding.PartitionSpec()
+    fn = jax.shard_map(lambda w, x: x @ w, mesh=mesh, in_specs=(spec, spec), out_specs=spec)
+    with pytest.raises(NotImplementedError, match=r"jax\.shard_map.* Pass the model without it"):
+        rgo_jax.layer_inputs(fn, normal(1, 8, 6), normal(0, 3, 8))

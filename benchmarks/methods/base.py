@@ -47,7 +47,8 @@ class Problem(NamedTuple):
         to parameters that this task does not train any more. For methods whose loss in one task
         has examples of another; `logits` sees to it where all are of one.
       losses: ``(logits [b, num_classes], labels int [b]) -> [b]``: what is trained on.
-      learning_rate: schedule over the steps of the whole sequence.
+      learning_rate: schedule over the steps of a task. It repeats itself, for optimizers that do
+        not start anew in each task.
       options: the method's own, of the type that its `MethodSpec` names.
       dataset: the name of the dataset, for hyper-parameters that a paper chose for each.
       input_shape: of one example.

@@ -47,9 +47,10 @@ def _projecting(
     method: Callable[..., baselines.Method],
     problem: Problem,
     by_dataset: _ByDataset = MappingProxyType({}),
+    **given: Any,
 ) -> baselines.Method:
     # What one task alone trains is not protected.
-    return _on_problem(method, problem, by_dataset, mask=problem.protected, fused=True)
+    return _on_problem(method, problem, by_dataset, mask=problem.protected, fused=True, **given)
 
 
 ewc = partial(_on_problem, baselines.ewc, by_dataset=_EWC)
@@ -59,4 +60,4 @@ er_ring = partial(_replay, baselines.er_ring)
 gpm = partial(_projecting, baselines.gpm, by_dataset=_GPM)
 sgp = partial(_projecting, baselines.sgp, by_dataset=_GPM)
 owm = partial(_projecting, baselines.owm)
-owm_online = partial(_projecting, baselines.owm_online)
+owm_online = partial(_projecting, baselines.owm, online=True)

@@ -106,7 +106,7 @@ class Config:
         return self.epochs * (self.examples_per_task // self.batch_size)
 
     def learning_rate_schedule(self) -> optax.Schedule:
-        """The learning rate over the steps of the whole sequence, the same in every task."""
+        """The learning rate over the steps of a task; after them it repeats itself."""
         if self.schedule == "constant":
             return optax.constant_schedule(self.learning_rate)
         within_task = optax.cosine_decay_schedule(self.learning_rate, self.steps_per_task)

@@ -16,7 +16,6 @@ from rgo_jax.baselines._method import Apply as Apply
 from rgo_jax.baselines._method import Method as Method
 from rgo_jax.baselines._method import Task as Task
 from rgo_jax.baselines._owm import owm as owm
-from rgo_jax.baselines._owm import owm_online as owm_online
 from rgo_jax.baselines._replay import a_gem as a_gem
 from rgo_jax.baselines._replay import er_ring as er_ring
 from rgo_jax.baselines._rgo import rgo as rgo

@@ -40,6 +40,12 @@ class GpmState(NamedTuple):
     importance: Any
 
 
+class _Thresholds(NamedTuple):
+    first: float
+    others: float
+    growth: float
+
+
 def gpm(
     apply_fn: Apply,
     tx: optax.GradientTransformation,
@@ -87,7 +93,7 @@ def gpm(
     References:
       Saha et al. 2021. https://arxiv.org/abs/2103.09762
     """
-    thresholds = (first_threshold, threshold, growth)
+    thresholds = _Thresholds(first_threshold, threshold, growth)
     return _gpm(apply_fn, tx, thresholds, samples, None, mask, fused, losses)
 
 
@@ -132,14 +138,14 @@ def sgp(
     References:
       Saha and Roy 2023. https://arxiv.org/abs/2302.01386
     """
-    thresholds = (first_threshold, threshold, growth)
+    thresholds = _Thresholds(first_threshold, threshold, growth)
     return _gpm(apply_fn, tx, thresholds, samples, scale, mask, fused, losses)
 
 
 def _gpm(
     apply_fn: Apply,
     tx: optax.GradientTransformation,
-    all_thresholds: tuple[float, float, float],
+    thresholds: _Thresholds,
     samples: int,
     scale: float | None,
     mask: Any,
@@ -149,10 +155,10 @@ def _gpm(
     def fold(memory: GpmState, params: Any, task: Task) -> GpmState:
         x, _ = task.load(task.batches.reshape(-1)[:samples])
         inputs = inputs_of(apply_fn, mask, params, x, task.id)
-        first_threshold, threshold, growth = all_thresholds
-        thresholds = dict.fromkeys(inputs, threshold + growth * task.id)
-        thresholds[next(iter(inputs))] = first_threshold + growth * task.id
-        return gpm_update(memory, inputs, thresholds, scale)
+        grown = thresholds.growth * task.id
+        of_layers = dict.fromkeys(inputs, thresholds.others + grown)
+        of_layers[next(iter(inputs))] = thresholds.first + grown
+        return gpm_update(memory, inputs, of_layers, scale)
 
     def matrices(memory: GpmState) -> Any:
         return jax.tree.map(_projection, memory.bases, memory.importance)
@@ -168,6 +174,20 @@ def scale_by_gpm() -> optax.GradientTransformation:
 
     Returns:
       A `optax.GradientTransformation` whose state is a `GpmState`; `gpm_update` folds tasks in.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from rgo_jax import baselines
+      >>> w, x = jnp.ones((3, 2)), jnp.eye(3)[:2]
+      >>> tx = optax.chain(baselines.scale_by_gpm(), optax.sgd(0.1))
+      >>> gpm_state, sgd_state = tx.init(w)
+      >>> gpm_state = baselines.gpm_update(gpm_state, x, thresholds=0.99)
+      >>> updates, _ = tx.update(jnp.ones((3, 2)), (gpm_state, sgd_state), w)
+      >>> bool(jnp.abs(x @ updates).max() < 1e-6)
+      True
+
+    References:
+      Saha et al. 2021. https://arxiv.org/abs/2103.09762
     """
 
     def init_fn(params: optax.Params) -> GpmState:
@@ -207,6 +227,12 @@ def gpm_update(
 
     Returns:
       The state with the fewest new columns that reach the thresholds.
+
+    Example: see `scale_by_gpm`.
+
+    References:
+      Saha et al. 2021, https://arxiv.org/abs/2103.09762; with ``scale`` Saha and Roy 2023,
+      https://arxiv.org/abs/2302.01386.
     """
 
     def extend(threshold: jax.typing.ArrayLike, *trees: Any) -> Any:

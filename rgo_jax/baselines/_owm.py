@@ -25,6 +25,7 @@ def owm(
     *,
     alpha: float = 1.0,
     decay: float = 1.0,
+    online: bool = False,
     mask: Any = True,
     fused: bool = False,
     losses: Losses = cross_entropies,
@@ -32,7 +33,10 @@ def owm(
     """OWM: gradients across the mean inputs of earlier tasks' batches.
 
     As in the paper, the P of the finished tasks projects, and a task's batches are folded in at its
-    end, at the final parameters. The defaults are the authors' for Permuted MNIST.
+    end, at the final parameters. ``online`` is as in the authors' programs: each batch is folded in
+    before it is trained on, from the first task on, so gradients are projected across the inputs of
+    the task at hand too. One of those programs keeps the epoch that is best on the test data;
+    nothing is selected here. The defaults are the authors' for Permuted MNIST.
 
     Args:
       apply_fn: as for `gpm`.
@@ -40,6 +44,7 @@ def owm(
       alpha: how weakly inputs are protected, for a task's first batch.
       decay: lambda: the last batch's alpha is ``alpha * decay``, and between them it falls
         exponentially.
+      online: whether to fold each batch in before its own step, and not the task at its end.
       mask: as for `gpm`.
       fused: as for `gpm`.
       losses: as for `finetune`.
@@ -59,76 +64,34 @@ def owm(
       Zeng et al. 2019. https://arxiv.org/abs/1810.01256
     """
 
+    def fold_batch(memory: Any, params: Any, x: jax.Array, task: Task, alpha: Any) -> Any:
+        inputs = inputs_of(apply_fn, mask, params, x, task.id)
+        return jax.tree.map(lambda p, seen: rls(p, jnp.mean(seen, axis=0), alpha), memory, inputs)
+
     def fold(memory: Any, params: Any, task: Task) -> Any:
+        if online:
+            return _symmetric(memory)
         count = len(task.batches)
         alphas = alpha * decay ** (jnp.arange(1, count + 1) / count)
 
-        def fold_batch(memory: Any, batch: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+        def fold_next(memory: Any, batch: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
             indices, alpha = batch
             x, _ = task.load(indices)
-            inputs = inputs_of(apply_fn, mask, params, x, task.id)
-            return _fold(memory, inputs, alpha), None
+            return fold_batch(memory, params, x, task, alpha), None
 
-        memory, _ = jax.lax.scan(fold_batch, memory, (task.batches, alphas))
-        return _symmetric(memory)
-
-    return projecting_method(
-        apply_fn, tx, losses, mask, _identities, fold, lambda memory: memory, fused
-    )
-
-
-def owm_online(
-    apply_fn: Apply,
-    tx: optax.GradientTransformation,
-    *,
-    alpha: float = 1.0,
-    decay: float = 1.0,
-    mask: Any = True,
-    fused: bool = False,
-    losses: Losses = cross_entropies,
-) -> Method:
-    """OWM with each batch folded in before it is trained on, from the first task on.
-
-    So gradients are projected across the inputs of the task at hand too. One of the authors'
-    programs keeps the epoch that is best on the test data; nothing is selected here.
-
-    Args:
-      apply_fn: as for `gpm`.
-      tx: as for `gpm`.
-      alpha: as for `owm`.
-      decay: as for `owm`.
-      mask: as for `gpm`.
-      fused: as for `gpm`.
-      losses: as for `finetune`.
-
-    Returns:
-      The `Method`.
-
-    Example:
-      >>> import flax.linen as nn, optax
-      >>> from rgo_jax import baselines
-      >>> model = nn.Dense(3)
-      >>> def apply_fn(params, x, task_id):
-      ...     return model.apply({"params": params}, x)
-      >>> method = baselines.owm_online(apply_fn, optax.sgd(0.1))
-
-    References:
-      Zeng et al. 2019, their programs. https://arxiv.org/abs/1810.01256
-    """
-
-    def fold(memory: Any, params: Any, task: Task) -> Any:
-        del params, task  # folded in already
-        return _symmetric(memory)
+        return _symmetric(jax.lax.scan(fold_next, memory, (task.batches, alphas))[0])
 
     method = projecting_method(
         apply_fn, tx, losses, mask, _identities, fold, lambda memory: memory, fused
     )
+    if not online:
+        return method
 
     def step(state: ProjectedState, batch: Batch, task: Task) -> tuple[ProjectedState, jax.Array]:
         x, _ = batch
         steps = task.epochs * len(task.batches)
-        inputs = inputs_of(apply_fn, mask, state.params, x, task.id)
-        memory = _fold(state.memory, inputs, alpha * decay ** (state.steps / steps))
+        now = alpha * decay ** (state.steps / steps)
+        memory = fold_batch(state.memory, state.params, x, task, now)
         return method.step(state._replace(memory=memory, projections=memory), batch, task)
 
     return method._replace(step=step)
@@ -136,11 +99,6 @@ def owm_online(
 
 def _identities(dims: Any) -> Any:
     return jax.tree.map(jnp.eye, dims)
-
-
-def _fold(memory: Any, inputs: dict[str, jax.Array], alpha: jax.typing.ArrayLike) -> Any:
-    """Each layer's P with a batch's mean inputs in it."""
-    return jax.tree.map(lambda p, seen: rls(p, jnp.mean(seen, axis=0), alpha), memory, inputs)
 
 
 def _symmetric(memory: Any) -> Any:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 import rgo_jax
+from rgo_jax import _tree
 from rgo_jax.baselines._method import (
     Apply,
     Batch,
@@ -156,22 +157,15 @@ def _leaves(params: Any, mask: Any = True) -> list[tuple[str, Any, bool]]:
     """Each parameter's name, itself, and whether the mask keeps it."""
     mask = mask(params) if callable(mask) else mask
     kept = jax.tree.map(lambda keep, below: jax.tree.map(lambda _: keep, below), mask, params)
-    flat = jax.tree_util.tree_leaves_with_path(params)
+    flat = _tree.leaves_by_path(params).items()
     return [
-        (_name_of(path), leaf, keep)
+        (_tree.path_name(path), leaf, keep)
         for (path, leaf), keep in zip(flat, jax.tree.leaves(kept), strict=True)
     ]
 
 
 def _is_projected(node: Any) -> bool:
     return isinstance(node, rgo_jax.ProjectedGradient)
-
-
-def _name_of(path: tuple[Any, ...]) -> str:
-    """A parameter's name in `rgo_jax.layer_inputs`: Flax's boxes leave no trace in it."""
-    is_boxed = path[-1:] == (jax.tree_util.GetAttrKey("value"),)
-    name = jax.tree_util.keystr(path[:-1] if is_boxed else path, simple=True, separator="/")
-    return name or "(the whole tree)"
 
 
 def _at_task(apply_fn: Apply, task_id: jax.Array) -> Callable[[Any, jax.Array], jax.Array]:
@@ -198,8 +192,8 @@ def _as_rgo(
     is_kernel = jax.tree.unflatten(jax.tree.structure(params), [name in kernels for name in names])
     masked = optax.masked(rgo, is_kernel)
     fresh = masked.init(params)
-    projection = jax.tree_util.tree_map_with_path(
-        lambda path, _: projections[_name_of(path)], fresh.inner_state.projection
+    projection = _tree.map_with_path(
+        lambda path, _: projections[_tree.path_name(path)], fresh.inner_state.projection
     )
     inner_state = fresh.inner_state._replace(projection=projection)
     return masked, fresh._replace(inner_state=inner_state)

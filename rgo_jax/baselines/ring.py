@@ -66,8 +66,8 @@ def check_room(ring: Ring, task: Task) -> None:
             f"Task {int(task.id)}, counted from 0, has no place in memory: num_tasks is "
             f"{num_tasks}. Give the method as many as there will be."
         )
-    # Under jit examples that are not asked for are not loaded.
-    labels = jax.jit(lambda: task.load(task.batches.reshape(-1))[1])()
+    # Not under jit, which would compile for each task anew.
+    _, labels = task.load(task.batches.reshape(-1))
     low, high = int(jnp.min(labels)), int(jnp.max(labels))
     if low < 0 or high >= num_classes:
         raise ValueError(
