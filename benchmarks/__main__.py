@@ -169,7 +169,7 @@ def _jobs(
         if arguments.examples_per_task is None:
             config = checks.limit_examples(config, dataset)
         dry_run.check(config, METHODS[method], dataset, len(arguments.seeds))
-        _tell(checks.notes(config, dataset), told)
+        _tell(checks.notes(config, METHODS[method], dataset), told)
         differing = {
             field: value
             for field, value in changes.items()

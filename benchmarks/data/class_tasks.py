@@ -115,6 +115,7 @@ def _by_classes(
         input_shape=shape,
         smallest=sizes[0],
         largest=sizes[1],
+        own_classes=True,
         pool=pool,
         encode=encode,
     )

@@ -104,6 +104,7 @@ def _by_pixels(
         input_shape=(math.prod(dataset.x_train.shape[1:]),),
         smallest=sizes["train"],
         largest=sizes["train"],
+        own_classes=False,
         pool=pool,
         encode=encode,
     )

@@ -26,6 +26,7 @@ class Sequence(NamedTuple):
       input_shape: of one example, as the network gets it.
       smallest: the training examples that each task has, at least.
       largest: those that a task has, at most.
+      own_classes: whether each task has classes of its own, in place of all tasks the same.
       pool: ``(split, key, task_id) -> Pool`` for the split "train" or "test".
       encode: ``(key, task_id) -> (images, labels) -> (x, y)``: from the dataset's examples to the
         network's float32 ``[b, *input_shape]`` and int32 ``[b]``.
@@ -35,6 +36,7 @@ class Sequence(NamedTuple):
     input_shape: tuple[int, ...]
     smallest: int
     largest: int
+    own_classes: bool
     pool: Callable[[str, jax.Array, jax.Array], Pool]
     encode: Callable[
         [jax.Array, jax.Array], Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]

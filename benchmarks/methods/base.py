@@ -39,8 +39,9 @@ class Problem(NamedTuple):
 
     Attributes:
       init: from a key to fresh parameters.
-      logits: ``(params, x, task_id, statistics=None) -> [b, num_classes]``. With ``statistics``
-        batch normalisation is by them, without by the batch's own.
+      logits: ``(params, x, task_id, statistics=None, encoding_id=None) -> [b, num_classes]``. With
+        ``statistics`` batch normalisation is by them, without by the batch's own. FEL is that of
+        ``encoding_id``, by default of ``task_id``.
       protected: from parameters to a mask (a prefix tree of bools): those of layers that more than
         one task trains, their biases too.
       freeze: ``(params, task_id) -> params`` with the same values, through which no gradient flows

@@ -19,6 +19,7 @@ from benchmarks.methods.base import (
     option,
     sgd_optimizer,
 )
+from benchmarks.methods.unused import unsure_if_unused
 from rgo_jax import baselines
 
 COLUMNS = ("mean", "sum", "signs", "each")
@@ -53,6 +54,11 @@ class Rgo:
     online: bool = option(
         False, "RGO: fold each batch in before its own step, in place of the task at its end"
     )
+    unused_weight: float = option(
+        0.0,
+        "RGO: weight of a loss under encodings (FEL) that no task uses, where the network learns "
+        "to be unsure, so that it can find out task ids",
+    )
     momentum: float = option(0.0, "of SGD; it begins each task at zero")
 
     def __post_init__(self) -> None:
@@ -61,6 +67,8 @@ class Rgo:
         check_choice("columns", self.columns, COLUMNS)
         check_choice("curvature_classes", self.curvature_classes, CLASSES)
         check_momentum(self.momentum)
+        if self.unused_weight:
+            check_positive("unused_weight", self.unused_weight)
         if self.curvature_batches is not None:
             check_count("curvature_batches", self.curvature_batches)
 
@@ -118,6 +126,8 @@ def rgo(problem: Problem) -> baselines.Method:
             losses=problem.losses,
         ),
     )
+    if options.unused_weight:
+        method = unsure_if_unused(problem, optimizer, method, options.unused_weight)
     if not options.online:
         return method
 

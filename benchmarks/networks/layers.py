@@ -15,6 +15,8 @@ HEADS = {
 }
 # Heads of which the same parameters are trained in more than one task.
 SHARED_HEADS = ("shared", "masked")
+# Heads that differ from task to task.
+TASK_HEADS = ("per_task", "masked")
 
 BIASES = {
     "own": "parameters of their own",

@@ -30,12 +30,16 @@ class ConvLayer(NamedTuple):
 class Network(nn.Module):
     """What all networks here have: a head, and FEL before each layer.
 
+    They are called with examples, the id of the task whose head is used, and perhaps another id
+    whose encoding is.
+
     Attributes:
       num_classes: of a task.
       num_tasks: the length of the task sequence.
       head: a key of `benchmarks.networks.layers.HEADS`.
       fel: whether features are permuted for each task.
-      fel_table: whether the permutations of all tasks are kept in a table, ``"encodings"``.
+      fel_table: how many tasks' permutations are kept in a table, ``"encodings"``; None for no
+        table.
       seed: integer of the permutations; may be traced.
       fel_on_convs: whether those that convolutions receive are permuted too.
       fel_on_input: whether the examples themselves are.
@@ -51,7 +55,7 @@ class Network(nn.Module):
     num_tasks: int
     head: str
     fel: bool
-    fel_table: bool = False
+    fel_table: int | None = None
     seed: jax.typing.ArrayLike = 0
     fel_on_convs: bool = True
     fel_on_input: bool = False
@@ -77,7 +81,7 @@ class Network(nn.Module):
                 layer if self.fel_per_layer else 0,
                 self.seed,
                 identity_first=not self.fel_on_first_task,
-                num_tasks=self.num_tasks if self.fel_table else None,
+                num_tasks=self.fel_table,
             )
             return encoding(x, task_id)
 
@@ -110,7 +114,9 @@ class FeedForward(Network, kw_only=True):
     hidden: Sequence[int]
 
     @nn.compact
-    def __call__(self, x: jax.Array, task_id: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, task_id: jax.Array, encoding_id: jax.Array | None = None
+    ) -> jax.Array:
         """Logits ``[b, num_classes]`` of ``x``, features ``[b, n]`` or images ``[b, h, w, c]``.
 
         Raises:
@@ -118,7 +124,7 @@ class FeedForward(Network, kw_only=True):
         """
         if self.convs:
             check_images(x, smallest_image(self.convs))
-        encode = self.encoder(task_id)
+        encode = self.encoder(task_id if encoding_id is None else encoding_id)
         init = INITIAL_VALUES[self.initial_values]
 
         for window, features, pool in self.convs:
@@ -154,14 +160,16 @@ class ResNet18(Network, kw_only=True):
     batch_norm: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, task_id: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, task_id: jax.Array, encoding_id: jax.Array | None = None
+    ) -> jax.Array:
         """Logits ``[b, num_classes]`` of ``x [b, height, width, channels]``.
 
         Raises:
           ValueError: no images.
         """
         check_images(x, 1)
-        encode = self.encoder(task_id)
+        encode = self.encoder(task_id if encoding_id is None else encoding_id)
         init = INITIAL_VALUES[self.initial_values]
 
         def conv(

@@ -33,14 +33,16 @@ class VisionTransformer(Network, kw_only=True):
     heads: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, task_id: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, task_id: jax.Array, encoding_id: jax.Array | None = None
+    ) -> jax.Array:
         """Logits ``[b, num_classes]`` of ``x [b, height, width, channels]``.
 
         Raises:
           ValueError: no images, or smaller than a patch.
         """
         check_images(x, self.patch)
-        encode = self.encoder(task_id)
+        encode = self.encoder(task_id if encoding_id is None else encoding_id)
         init = INITIAL_VALUES[self.initial_values]
         x = Conv(
             self.width,

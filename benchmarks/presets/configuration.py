@@ -13,7 +13,7 @@ from benchmarks.networks.layers import BIASES, HEADS
 
 SCHEDULES = ("constant", "cosine")
 # Fields that add measurements and change no other number: no change of the experiment.
-MEASURED = frozenset({"forward_transfer"})
+MEASURED = frozenset({"forward_transfer", "infer_task"})
 _COUNTS = ("num_tasks", "training_images", "examples_per_task", "epochs", "batch_size")
 
 
@@ -52,6 +52,7 @@ class Config:
       validation: measure accuracy on held-out training data instead of the test data.
       forward_transfer: measure accuracy on tasks to come too, and on all before the first. Nothing
         else depends on it but times.
+      infer_task: measure accuracy without task ids too; nothing else depends on it but times.
       options: the method's own, fields of its `MethodSpec.options`.
     """
 
@@ -81,7 +82,12 @@ class Config:
     fel_on_first_task: bool = True
     validation: bool = False
     forward_transfer: bool = False
+    infer_task: bool = False
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def has_fel(self, default: bool) -> bool:
+        """Whether the network has FEL, of a method that has it by ``default`` or not."""
+        return default if self.fel is None else self.fel
 
     @property
     def benchmark(self) -> str:

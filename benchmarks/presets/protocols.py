@@ -106,6 +106,8 @@ _RECOMMENDED_IMAGES: dict[str, Any] = {
     "learning_rate": 0.1,
 }
 
+_WITHOUT_IDS: dict[str, Any] = {"unused_weight": 0.2}
+
 # Named changes to a setting, by sequence.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # What the paper's numbers are with.
@@ -116,5 +118,12 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "rotated": _RECOMMENDED_MNIST,
         "split": _RECOMMENDED_IMAGES,
         "superclass": _RECOMMENDED_IMAGES,
+    },
+    # The same, and the network finds out task ids by itself.
+    "without-ids": {
+        "permuted": _RECOMMENDED_MNIST | _WITHOUT_IDS,
+        "rotated": _RECOMMENDED_MNIST | _WITHOUT_IDS,
+        "split": _RECOMMENDED_IMAGES | _WITHOUT_IDS,
+        "superclass": _RECOMMENDED_IMAGES | _WITHOUT_IDS,
     },
 }

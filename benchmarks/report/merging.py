@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.run.measurements import Measurements
+from benchmarks.run.measurements import flatten, unflatten
 from benchmarks.run.results import Result
 
 
@@ -35,17 +35,18 @@ def _may_join(one: Result, other: Result) -> bool:
 
 def _concatenate(parts: Sequence[Result]) -> Result:
     parts = sorted(parts, key=lambda part: part.seeds)
-    measured = [part.measured for part in parts]
+    flat = [flatten(part.measured) for part in parts]
+    by_name = {name: [each[name] for each in flat] for name in flat[0]}
     devices = dict.fromkeys(part.provenance["device"] for part in parts)
     return parts[-1]._replace(
         seeds=[seed for part in parts for seed in part.seeds],
-        measured=Measurements(
-            r=np.concatenate([each.r for each in measured]),
-            initial=np.concatenate([each.initial for each in measured]),
-            train=np.concatenate([each.train for each in measured]),
-            losses=np.concatenate([each.losses for each in measured]),
-            task_seconds=np.sum([each.task_seconds for each in measured], axis=0),
-            compile_seconds=sum(each.compile_seconds for each in measured),
+        measured=unflatten(
+            {
+                name: np.sum(of_parts, axis=0)
+                if name.endswith("_seconds")
+                else np.concatenate(of_parts)
+                for name, of_parts in by_name.items()
+            }
         ),
         provenance=parts[-1].provenance | {"device": "; ".join(devices)},
     )

@@ -12,7 +12,16 @@ from benchmarks.data.files import atomic_write
 from benchmarks.methods import METHODS
 from benchmarks.networks.layers import HEADS
 from benchmarks.presets import PRESETS, PROTOCOL_FIELDS
-from benchmarks.report import ablation, figures, heads_and_fel, markup, measures, paper, tables
+from benchmarks.report import (
+    ablation,
+    figures,
+    heads_and_fel,
+    markup,
+    measures,
+    paper,
+    tables,
+    without_ids,
+)
 from benchmarks.report.merging import merge
 from benchmarks.run.results import Result
 
@@ -120,6 +129,17 @@ def write(results: Sequence[Result], folder: Path) -> Path:
     if measured:
         rendered[folder / "MEASURES.md"] = measured.encode()
         see_also += "\nForgetting, transfer and more are in [MEASURES.md](MEASURES.md).\n"
+    found_out = {}
+    for benchmark in _benchmarks(results):
+        of_benchmark = [result for result in results if result.benchmark == benchmark]
+        figure = without_ids.figure(benchmark, of_benchmark)
+        if figure is not None:
+            rendered |= figures.render(figure, folder / benchmark / "without-ids")
+            found_out[benchmark] = f"{benchmark}/without-ids.png"
+    if found_out:
+        text = without_ids.markdown(results, found_out)
+        rendered[folder / "WITHOUT_IDS.md"] = text.encode()
+        see_also += "\nAccuracy without task ids is in [WITHOUT_IDS.md](WITHOUT_IDS.md).\n"
     changed_one_by_one = ablation.markdown(results)
     if changed_one_by_one:
         rendered[folder / "ABLATION.md"] = changed_one_by_one.encode()

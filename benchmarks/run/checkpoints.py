@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks import presets
 from benchmarks.data.files import atomic_write, digest
-from benchmarks.run.measurements import Measurements
+from benchmarks.run.measurements import flatten, unflatten
 from benchmarks.run.train import Progress
 
 
@@ -62,7 +62,7 @@ class Checkpoints:
             "tasks_done": progress.tasks_done,
         }
         content = {"about": np.array(json.dumps(about))}
-        content |= {name: np.asarray(x) for name, x in progress.measured._asdict().items()}
+        content |= {name: np.asarray(x) for name, x in flatten(progress.measured).items()}
         num_seeds = len(progress.measured.r)
         content |= {name: _raw(leaf)[:num_seeds] for name, leaf in _leaves_by_name(progress.state)}
         written = _digest(content)
@@ -95,12 +95,8 @@ class Checkpoints:
             raise self._unreadable(f"its state is {kept}; expected {names}") from error
         self.origins = [*about["origins"], *self.origins]
         # What a file of an older version lacks was not measured.
-        unmeasured = fresh.measured._asdict()
-        arrays: dict[str, Any] = {
-            name: content.get(name, unmeasured[name]) for name in Measurements._fields
-        }
-        compile_seconds = float(arrays.pop("compile_seconds"))
-        measured = Measurements(**arrays, compile_seconds=compile_seconds)
+        unmeasured = flatten(fresh.measured)
+        measured = unflatten(unmeasured | {k: v for k, v in content.items() if k in unmeasured})
         return Progress(about["tasks_done"], measured, state)
 
     def discard(self) -> None:

@@ -6,6 +6,7 @@ from benchmarks.data import Dataset
 from benchmarks.data.limits import MAX_COUNT, check_memory
 from benchmarks.methods import MethodSpec
 from benchmarks.networks.architectures import ARCHITECTURES, check_input
+from benchmarks.networks.layers import TASK_HEADS
 from benchmarks.presets import Config
 from benchmarks.run.experiment import sequence_of
 
@@ -17,15 +18,27 @@ def limit_examples(config: Config, dataset: Dataset) -> Config:
     return dataclasses.replace(config, examples_per_task=examples)
 
 
-def notes(config: Config, dataset: Dataset) -> list[str]:
-    """What a task does with its examples that a user might not expect, in sentences."""
+def knows_tasks(config: Config, spec: MethodSpec) -> bool:
+    """Whether one network's outputs depend on the task's id, so that it can be inferred."""
+    return not spec.single_task and (config.has_fel(spec.fel) or config.head in TASK_HEADS)
+
+
+def notes(config: Config, spec: MethodSpec, dataset: Dataset) -> list[str]:
+    """What a user might not expect of what is run and measured, in sentences."""
     sequence = sequence_of(config, dataset)
+    told = []
+    if config.infer_task and not knows_tasks(config, spec):
+        told.append(
+            f"--infer-task: {spec.label} here has no feature encoding layers and no heads of "
+            "tasks, or a model for each task: nothing to infer. --head per_task or --fel adds them."
+        )
     if sequence.smallest >= config.examples_per_task:
-        return []
+        return told
     return [
+        *told,
         f"{dataset.name}: by its classes a task has {sequence.smallest} to {sequence.largest} "
         f"training images. An epoch takes {config.examples_per_task} of every task: one that has "
-        "fewer goes through its own again. --examples-per-task sets another number."
+        "fewer goes through its own again. --examples-per-task sets another number.",
     ]
 
 
@@ -41,6 +54,11 @@ def check(config: Config, spec: MethodSpec, dataset: Dataset, num_seeds: int = 1
         raise ValueError(
             f"Network {config.network!r} has batch normalisation, whose averages {spec.label} does "
             "not keep. Choose --network resnet-18."
+        )
+    if config.options.get("unused_weight") and not config.has_fel(spec.fel):
+        raise ValueError(
+            f"--unused-weight is {config.options['unused_weight']}, but {spec.label} has no "
+            "feature encoding layers here. Add --fel, or leave it out."
         )
     sequence = sequence_of(config, dataset)
     check_input(config.network, sequence.input_shape)

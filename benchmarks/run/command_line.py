@@ -173,6 +173,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="measure accuracy on tasks to come too; takes as long again as measuring that so far",
     )
+    parser.add_argument(
+        "--infer-task",
+        action="store_true",
+        default=None,
+        help="measure accuracy without task ids too: the network finds them out",
+    )
     _add_options(parser)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from benchmarks.data import Dataset, tasks
 from benchmarks.methods import MethodSpec
 from benchmarks.presets import Config
+from benchmarks.run import inference
 from benchmarks.run.problem import make_problem
 from rgo_jax.baselines import Method, Task
 
@@ -37,6 +38,8 @@ class Functions(NamedTuple):
       end: ``(seed, data, state, epochs, task_id) -> state``.
       accuracy: ``(split, seed, data, state, k) -> accuracy on task k``, NaN where logits are not
         finite.
+      decisions: ``(seed, data, state, k, num_seen) -> inference.Decisions`` on task k's test
+        examples without its id, where ``num_seen`` tasks have been trained.
     """
 
     init: Callable[..., Any]
@@ -44,6 +47,7 @@ class Functions(NamedTuple):
     steps: Callable[..., Any]
     end: Callable[..., Any]
     accuracy: Callable[..., Any]
+    decisions: Callable[..., Any]
 
 
 def sequence_of(config: Config, dataset: Dataset) -> tasks.Sequence:
@@ -73,6 +77,8 @@ def data_of(config: Config, dataset: Dataset) -> Dataset:
 def functions(config: Config, spec: MethodSpec, dataset: Dataset) -> Functions:
     """A method on a network, taken through a sequence of tasks."""
     sequence = sequence_of(config, dataset)
+    is_image = len(sequence.input_shape) > 1
+    evaluation_batch = _EVALUATION_BATCH_OF_IMAGES if is_image else _EVALUATION_BATCH
 
     def keys_of(seed: jax.Array) -> _Keys:
         return _Keys(*jax.random.split(jax.random.key(seed), len(_Keys._fields)))
@@ -148,12 +154,31 @@ def functions(config: Config, spec: MethodSpec, dataset: Dataset) -> Functions:
             finite = jnp.all(jnp.isfinite(jnp.max(logits, axis=-1)), where=batch.valid)
             return jnp.where(finite, jnp.sum(right & batch.valid), jnp.nan)
 
-        is_image = len(sequence.input_shape) > 1
-        size = _EVALUATION_BATCH_OF_IMAGES if is_image else _EVALUATION_BATCH
-        batches = tasks.Pool(*(_in_batches(x, size) for x in (pool.indices, valid)))
+        batches = tasks.Pool(*(_in_batches(x, evaluation_batch) for x in (pool.indices, valid)))
         return jnp.sum(jax.lax.map(count, batches)) / jnp.sum(valid)
 
-    return Functions(init, start, steps, end, accuracy)
+    def decisions(
+        seed: jax.Array, data: Any, state: Any, k: jax.Array, num_seen: jax.Array
+    ) -> inference.Decisions:
+        keys = keys_of(seed)
+        pool = sequence.pool("test", keys.tasks, k)
+        count = min(inference.EXAMPLES, len(pool.indices))
+        # In an order of their own: pools of classes have them class by class.
+        key = jax.random.fold_in(keys.tasks, k)
+        examples = tasks.draw_batches(key, pool, count, epochs=1, batch_size=count).ravel()
+        method, load = method_of(keys), loader(keys, data, "test", k)
+
+        def outputs(task_id: jax.Array) -> jax.Array:
+            batches = _in_batches(examples, evaluation_batch)
+            logits = jax.lax.map(
+                lambda batch: method.apply(state, load(batch)[0], task_id), batches
+            )
+            return logits.reshape(-1, logits.shape[-1])[:count]
+
+        logits = jax.lax.map(outputs, jnp.arange(config.num_tasks))
+        return inference.decide(logits, load(examples)[1], k, num_seen, sequence.own_classes)
+
+    return Functions(init, start, steps, end, accuracy, decisions)
 
 
 def _in_batches(x: jax.Array, size: int) -> jax.Array:

@@ -76,7 +76,9 @@ class Job(NamedTuple):
             return None
         found = results.load(self.path)
         wanted = self.description
-        unmeasured = wanted.forward_transfer and not found.config.forward_transfer
+        unmeasured = any(
+            wanted.flat[name] and not found.config.flat[name] for name in presets.MEASURED
+        )
         if unmeasured or not found.config.same_training(wanted):
             return None
         checkpoints = self.checkpoints()

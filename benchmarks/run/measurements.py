@@ -1,8 +1,12 @@
 """What a run measures, as one value from the training loop to the tables."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from benchmarks.run import inference
+from benchmarks.run.inference import Inference
 
 
 class Measurements(NamedTuple):
@@ -20,6 +24,7 @@ class Measurements(NamedTuple):
       task_seconds: float64 ``[num_tasks]``: wall time to train, consolidate and evaluate, all seeds
         together.
       compile_seconds: wall time to compile the programs that serve every task.
+      inference: without task ids; NaN unless it is measured.
     """
 
     r: np.ndarray
@@ -28,6 +33,7 @@ class Measurements(NamedTuple):
     losses: np.ndarray
     task_seconds: np.ndarray
     compile_seconds: float
+    inference: Inference
 
     @property
     def seconds(self) -> float:
@@ -44,4 +50,20 @@ def no_measurements(num_seeds: int, num_tasks: int) -> Measurements:
         losses=np.zeros((num_seeds, num_tasks)),
         task_seconds=np.zeros(num_tasks),
         compile_seconds=0.0,
+        inference=inference.not_measured(num_seeds, num_tasks),
     )
+
+
+def flatten(measured: Measurements) -> dict[str, Any]:
+    """The numbers by name, such as "r" and "inference.known"."""
+    flat = measured._asdict()
+    parts = flat.pop("inference")._asdict()
+    return flat | {f"inference.{name}": value for name, value in parts.items()}
+
+
+def unflatten(flat: Mapping[str, Any]) -> Measurements:
+    """The inverse of `flatten`."""
+    fields = {name: flat[name] for name in Measurements._fields if name != "inference"}
+    fields["compile_seconds"] = float(fields["compile_seconds"])
+    parts = {name: flat[f"inference.{name}"] for name in Inference._fields}
+    return Measurements(**fields, inference=Inference(**parts))

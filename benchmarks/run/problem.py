@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks.data import tasks
-from benchmarks.methods import MethodSpec, Problem
+from benchmarks.methods import MethodSpec, Problem, unused
 from benchmarks.methods.base import NO_STATISTICS, Statistics
 from benchmarks.networks.architectures import ARCHITECTURES
 from benchmarks.networks.layers import SHARED_HEADS
@@ -22,12 +22,14 @@ def make_problem(
     batch_norm = ARCHITECTURES[config.network].batch_norm
     # XLA's CPU backend draws a task's permutations before a scan over its steps by itself, and need
     # not draw those of other tasks; others would draw them in each step.
-    fel_table = jax.default_backend() != "cpu"
+    fel_table = None
+    if jax.default_backend() != "cpu":
+        fel_table = config.num_tasks + (unused.COUNT if config.options.get("unused_weight") else 0)
     network: Any = ARCHITECTURES[config.network].build(
         num_classes=sequence.num_classes,
         num_tasks=config.num_tasks,
         head="shared" if spec.single_task else config.head,
-        fel=spec.fel if config.fel is None else config.fel,
+        fel=config.has_fel(spec.fel),
         fel_table=fel_table,
         fel_on_convs=config.fel_on_convs,
         fel_on_input=config.fel_on_input,
@@ -46,13 +48,15 @@ def make_problem(
         x: jax.Array,
         task_id: jax.Array,
         statistics: Any = None,
+        encoding_id: jax.Array | None = None,
     ) -> jax.Array:
         variables = {"params": freeze(params, task_id), "encodings": encodings}
+        ids = task_id, encoding_id
         if not batch_norm:
-            return jnp.asarray(network.apply(variables, x, task_id))
+            return jnp.asarray(network.apply(variables, x, *ids))
         if statistics is not None:
-            return jnp.asarray(network.apply(variables | {"batch_stats": statistics}, x, task_id))
-        return jnp.asarray(network.apply(variables, x, task_id, mutable="batch_stats")[0])
+            return jnp.asarray(network.apply(variables | {"batch_stats": statistics}, x, *ids))
+        return jnp.asarray(network.apply(variables, x, *ids, mutable="batch_stats")[0])
 
     def update_statistics(statistics: Any, params: Any, x: jax.Array, task_id: jax.Array) -> Any:
         variables = {"params": freeze(params, task_id), "encodings": encodings}
@@ -76,7 +80,7 @@ def make_problem(
         return network.init(key, blank, jnp.int32(0))["params"]
 
     encodings: Any = {}
-    if fel_table:
+    if fel_table is not None:
         encodings = network.init(fel_key, blank, jnp.int32(0)).get("encodings", {})
     return Problem(
         init=init,

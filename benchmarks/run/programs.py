@@ -29,6 +29,8 @@ class Programs(NamedTuple):
       end: ``(state, epochs, task_id) -> state``.
       accuracy: for "train" and "test" ``(state, tasks) -> [num_seeds, len(tasks)]``; the state
         stays.
+      decisions: ``(state, k, num_seen) -> inference.Decisions`` on the host, with seeds in front;
+        only of a configuration that infers tasks.
       num_pieces: of a task's training.
       compile_seconds: of all together.
     """
@@ -38,6 +40,7 @@ class Programs(NamedTuple):
     steps: Callable[[Any, Any, int, int], tuple[Any, np.ndarray]]
     end: Callable[[Any, Any, int], Any]
     accuracy: dict[str, Callable[[Any, Sequence[int]], np.ndarray]]
+    decisions: Callable[[Any, int, int], Any]
     num_pieces: int
     compile_seconds: float
 
@@ -125,6 +128,8 @@ def compile_programs(
             split: program(partial(one_seed.accuracy, split), (), (state,), num_ints=1)
             for split in ("train", "test")
         }
+        if config.infer_task:
+            decisions = program(one_seed.decisions, (), (state,), num_ints=2)
     for compiled in compiling:
         compiled.result()
     compile_seconds = time.perf_counter() - started
@@ -138,11 +143,15 @@ def compile_programs(
         measured = [accuracy[split]((), (state,), k) for k in tasks]
         return np.stack([on_host(per_seed) for per_seed in measured], axis=1)
 
+    def decide(state: Any, k: int, num_seen: int) -> Any:
+        return jax.tree.map(on_host, decisions((), (state,), k, num_seen))
+
     return Programs(
         init=lambda: init((), ()),
         start=lambda state, task_id: start((state,), (), task_id),
         steps=run_steps,
         end=lambda state, epochs, task_id: end((state,), (epochs,), task_id),
+        decisions=decide,
         accuracy={split: partial(measure, split) for split in accuracy},
         num_pieces=num_pieces,
         compile_seconds=compile_seconds,

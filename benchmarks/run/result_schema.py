@@ -9,6 +9,8 @@ import numpy as np
 from benchmarks import presets
 from benchmarks.data.tasks import SEQUENCES
 from benchmarks.methods import METHODS
+from benchmarks.run import inference
+from benchmarks.run.inference import Inference
 from benchmarks.run.json_input import (
     Check,
     array,
@@ -46,10 +48,11 @@ def parse(content: Any) -> dict[str, Any]:
     """
     as_it_is: Check = lambda where, value: value  # noqa: E731
     names = ["format", "method", "config", "changes", "seeds", "memory_bytes", "data", "provenance",
-             *Measurements._fields]  # fmt: skip
-    names.remove("initial")  # results from before it was measured lack it
+             "r", "train", "losses", "task_seconds", "compile_seconds"]  # fmt: skip
     needed = dict.fromkeys(names, as_it_is)
-    given = record("the file", content, needed, {"initial": as_it_is})
+    # Results from before they were measured lack them, and those that were not asked for them.
+    lacking = ["initial", *(f"inference.{name}" for name in Inference._fields)]
+    given = record("the file", content, needed, dict.fromkeys(lacking, as_it_is))
     if given["format"] != FORMAT:
         refuse("format", given["format"], str(FORMAT))
     method = choice(METHODS)("method", given["method"])
@@ -73,6 +76,7 @@ def parse(content: Any) -> dict[str, Any]:
             losses=array(by_task, optional(number()))("losses", given["losses"]),
             task_seconds=array(by_task[1:], _SECONDS)("task_seconds", given["task_seconds"]),
             compile_seconds=_SECONDS("compile_seconds", given["compile_seconds"]),
+            inference=_inference(given, by_task, config.infer_task),
         ),
         "memory_bytes": integer(0)("memory_bytes", given["memory_bytes"]),
         "data": text("data", given["data"]),
@@ -83,6 +87,17 @@ def parse(content: Any) -> dict[str, Any]:
             {"before_resuming": sequence(_origin)},
         ),
     }
+
+
+def _inference(given: dict[str, Any], by_task: tuple[int, int], measured: bool) -> Inference:
+    """What is measured without task ids."""
+    found: dict[str, Any] = {}
+    for name, shape in inference.shapes(*by_task)._asdict().items():
+        where = f"inference.{name}"
+        if measured != (where in given):
+            refuse(where, given.get(where), "there if config has infer_task, and only then")
+        found[name] = array(shape, optional(_SHARE))(where, given[where]) if measured else None
+    return Inference(**found) if measured else inference.not_measured(*by_task)
 
 
 def _not_measured(where: str, value: Any) -> None:

@@ -13,7 +13,7 @@ import rgo_jax
 from benchmarks.data.files import atomic_write
 from benchmarks.presets.configuration import Config
 from benchmarks.run import json_input, result_schema
-from benchmarks.run.measurements import Measurements
+from benchmarks.run.measurements import Measurements, flatten
 
 # As many as the paper has. Fewer or more go into a file's name, so as not to replace these.
 DEFAULT_SEEDS = 5
@@ -139,8 +139,10 @@ def save(result: Result, folder: Path) -> Path:
     """Writes ``folder/benchmark/method….json`` atomically: a kill leaves the old file whole."""
     content: dict[str, Any] = {"format": result_schema.FORMAT} | result._asdict()
     content["config"] = dataclasses.asdict(result.config)
-    for name, value in content.pop("measured")._asdict().items():
-        content[name] = _rounded_lists(value)
+    del content["measured"]
+    for name, value in flatten(result.measured).items():
+        if result.config.infer_task or not name.startswith("inference."):
+            content[name] = _rounded_lists(value)
     # A line for each field, so that a change reads well in a diff.
     lines = ",\n".join(
         f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in content.items()

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from benchmarks.data import Dataset
 from benchmarks.methods import MethodSpec
 from benchmarks.presets import Config
-from benchmarks.run import checks, experiment
+from benchmarks.run import checks, experiment, inference
+from benchmarks.run.inference import Inference
 from benchmarks.run.measurements import Measurements, no_measurements
 from benchmarks.run.programs import Programs, compile_programs
 
@@ -78,14 +80,20 @@ def run(
     if ahead and not progress.tasks_done:
         initial = programs.accuracy["test"](progress.state, range(config.num_tasks))
         progress = progress._replace(measured=progress.measured._replace(initial=initial))
+    infer_task = config.infer_task and checks.knows_tasks(config, spec)
     while progress.tasks_done < config.num_tasks:
-        progress = _next_task(progress, programs, spec.single_task, ahead, observer)
+        progress = _next_task(progress, programs, spec.single_task, ahead, infer_task, observer)
         observer.on_task(progress)
     return progress.measured
 
 
 def _next_task(
-    before: Progress, programs: Programs, single_task: bool, ahead: bool, observer: Observer
+    before: Progress,
+    programs: Programs,
+    single_task: bool,
+    ahead: bool,
+    infer_task: bool,
+    observer: Observer,
 ) -> Progress:
     started = time.perf_counter()
     task_id = before.tasks_done
@@ -105,6 +113,23 @@ def _next_task(
     r[:, task_id, tested] = programs.accuracy["test"](state, tested)
     if single_task or task_id == len(task_seconds) - 1:
         train[:, learned] = programs.accuracy["train"](state, learned)
+    measured = before.measured
+    if infer_task:
+        measured = measured._replace(
+            inference=_without_ids(measured.inference, programs, state, task_id, len(task_seconds))
+        )
     task_seconds[task_id] = time.perf_counter() - started
-    measured = before.measured._replace(r=r, train=train, losses=losses, task_seconds=task_seconds)
+    measured = measured._replace(r=r, train=train, losses=losses, task_seconds=task_seconds)
     return Progress(task_id + 1, measured, state)
+
+
+def _without_ids(
+    before: Inference, programs: Programs, state: Any, task_id: int, num_tasks: int
+) -> Inference:
+    """What is measured of it after this task, if anything."""
+    decisions = partial(programs.decisions, state)
+    if task_id == num_tasks - 1:
+        return inference.measure(before, decisions, num_tasks)
+    if task_id == num_tasks - 2:
+        return inference.measure_auroc(before, decisions, num_tasks)
+    return before

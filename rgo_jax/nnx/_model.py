@@ -1,4 +1,4 @@
-"""Specifications and layers' inputs for Flax NNX."""
+"""Specifications, layers' inputs and outputs under several tasks for Flax NNX."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from rgo_jax import _infer, _layer_inputs
+from rgo_jax import _infer, _layer_inputs, task_inference
 from rgo_jax._transform import DEFAULT_MAX_FAN_IN
 from rgo_jax.nnx import _gradients
 
@@ -78,6 +78,33 @@ def layer_inputs(model: nnx.Module, *args: Any, wrt: Any = nnx.Param) -> dict[st
     """
     fn, params = _split(model, wrt)
     return _layer_inputs.layer_inputs(fn, params, *args)
+
+
+def logits_by_task(model: nnx.Module, x: jax.Array, tasks: jax.typing.ArrayLike) -> jax.Array:
+    """`rgo_jax.task_inference.logits_by_task` of ``model(x, task_id)``. The model is not changed.
+
+    Args:
+      model: the model; ``model.eval()`` before, if it has dropout or batch normalisation.
+      x: ``[b, ...]``.
+      tasks: int ``[tasks]``: the ids; or how many there are, counted from 0.
+
+    Returns:
+      ``[tasks, b, classes]``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, rgo_jax.nnx
+      >>> from flax import nnx
+      >>> class Net(nnx.Module):
+      ...     def __init__(self, rngs):
+      ...         self.encode = rgo_jax.nnx.FeatureEncoding()
+      ...         self.dense = nnx.Linear(4, 3, rngs=rngs)
+      ...     def __call__(self, x, task_id):
+      ...         return self.dense(self.encode(x, task_id))
+      >>> rgo_jax.nnx.logits_by_task(Net(nnx.Rngs(0)), jnp.ones((2, 4)), 5).shape
+      (5, 2, 3)
+    """
+    fn, params = _split(model, nnx.Param)
+    return task_inference.logits_by_task(fn, params, x, tasks)
 
 
 def _split(model: nnx.Module, wrt: Any) -> tuple[Callable[..., Any], Any]:

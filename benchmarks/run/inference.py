@@ -1,0 +1,179 @@
+"""Without task ids: how often the task is inferred, and the accuracy with the id that is."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from rgo_jax import task_inference
+
+SCORES = tuple(task_inference.SCORES)
+# So many examples are known to be of one task.
+GROUPS = (1, 4, 8, 16, 64)
+# Of each task's test examples, at most.
+EXAMPLES = 1000
+
+
+class Decisions(NamedTuple):
+    """What is decided of one task's examples.
+
+    Attributes:
+      known: accuracy with the right task's id.
+      task: ``[scores, groups]``: how often the inferred task is the right one.
+      accuracy: ``[scores, groups]``: with the inferred task's id.
+      mixed: ``[scores, groups]``: of all tasks' predictions, mixed; of tasks with classes of their
+        own the same as ``accuracy``.
+      named: ``[tasks]``: how often single examples are said to be of each task, by the first score.
+      best: for each size of groups ``[scores, number of groups]``: the highest score.
+    """
+
+    known: Any
+    task: Any
+    accuracy: Any
+    mixed: Any
+    named: Any
+    best: tuple[Any, ...]
+
+
+def decide(
+    logits: jax.Array, labels: jax.Array, task_id: jax.Array, num_seen: jax.Array, own_classes: bool
+) -> Decisions:
+    """Decides on the task of examples by each of `SCORES`, in groups of each of `GROUPS`.
+
+    Args:
+      logits: ``[tasks, b, classes]`` under every task's id.
+      labels: ``[b]``.
+      task_id: whose they are.
+      num_seen: so many of the first tasks have been trained.
+      own_classes: whether each task has classes of its own, so that no other task's id is right.
+    """
+    num_tasks, count, _ = logits.shape
+    seen = jnp.arange(num_tasks) < num_seen
+    right = jnp.argmax(logits, axis=-1) == labels[None]
+    task, accuracy, mixed, best = [], [], [], []
+    for score in SCORES:
+        by_task = task_inference.scores(logits, score)
+        for group_size in GROUPS:
+            inferred = task_inference.infer(by_task, group_size=group_size, seen=seen)
+            of_task = inferred == task_id
+            with_inferred = right[inferred, jnp.arange(count)]
+            task.append(jnp.mean(of_task))
+            if own_classes:
+                accuracy.append(jnp.mean(with_inferred & of_task))
+                mixed.append(accuracy[-1])
+            else:
+                accuracy.append(jnp.mean(with_inferred))
+                predictions = task_inference.mix(logits, by_task, group_size=group_size, seen=seen)
+                mixed.append(jnp.mean(jnp.argmax(predictions, axis=-1) == labels))
+            best.append(
+                jnp.max(task_inference.group_scores(by_task, group_size, seen=seen), axis=0)
+            )
+    shape = len(SCORES), len(GROUPS)
+    first = task_inference.infer(task_inference.scores(logits, SCORES[0]), seen=seen)
+    decisions = Decisions(
+        known=jnp.mean(right[task_id]),
+        task=jnp.stack(task).reshape(shape),
+        accuracy=jnp.stack(accuracy).reshape(shape),
+        mixed=jnp.stack(mixed).reshape(shape),
+        named=jnp.mean(first[:, None] == jnp.arange(num_tasks)[None], axis=0),
+        best=tuple(jnp.stack(best[i :: len(GROUPS)]) for i in range(len(GROUPS))),
+    )
+    # Of logits that are NaN one is still the largest: no accuracy.
+    finite = jnp.all(jnp.isfinite(logits))
+    return jax.tree.map(lambda share: jnp.where(finite, share, jnp.nan), decisions)
+
+
+class Inference(NamedTuple):
+    """What is measured without task ids; all float64, from 0 to 1.
+
+    Attributes:
+      known: ``[num_seeds, num_tasks]``: accuracy with the right ids, on the same examples.
+      task: ``[num_seeds, scores, groups, num_tasks]``: how often the task is inferred.
+      accuracy: ``[num_seeds, scores, groups, num_tasks]``: with the inferred id.
+      mixed: the same of all tasks' predictions, mixed.
+      confusion: ``[num_seeds, num_tasks, num_tasks]``: how often single examples of a task (rows)
+        are said to be of each, by the first of `SCORES`.
+      auroc: ``[num_seeds, scores, groups]``: how well the score tells tasks trained so far from the
+        last one before its training; NaN of a sequence of one task.
+    """
+
+    known: np.ndarray
+    task: np.ndarray
+    accuracy: np.ndarray
+    mixed: np.ndarray
+    confusion: np.ndarray
+    auroc: np.ndarray
+
+
+class Shapes(NamedTuple):
+    """Those of the fields of `Inference`."""
+
+    known: tuple[int, ...]
+    task: tuple[int, ...]
+    accuracy: tuple[int, ...]
+    mixed: tuple[int, ...]
+    confusion: tuple[int, ...]
+    auroc: tuple[int, ...]
+
+
+def shapes(num_seeds: int, num_tasks: int) -> Shapes:
+    """The shape of each field of `Inference`."""
+    by_choice = (num_seeds, len(SCORES), len(GROUPS))
+    return Shapes(
+        known=(num_seeds, num_tasks),
+        task=(*by_choice, num_tasks),
+        accuracy=(*by_choice, num_tasks),
+        mixed=(*by_choice, num_tasks),
+        confusion=(num_seeds, num_tasks, num_tasks),
+        auroc=by_choice,
+    )
+
+
+def not_measured(num_seeds: int, num_tasks: int) -> Inference:
+    """Those of a run that is not asked for it, or not yet at its end."""
+    return Inference(*(np.full(shape, np.nan) for shape in shapes(num_seeds, num_tasks)))
+
+
+def measure(
+    before: Inference, decisions: Callable[[int, int], Decisions], num_tasks: int
+) -> Inference:
+    """All but ``auroc``, after the last task.
+
+    Args:
+      before: what has been measured, ``auroc``.
+      decisions: from a task and how many have been trained to its `Decisions`, with seeds in front.
+      num_tasks: of the sequence.
+    """
+    of_tasks = [decisions(k, num_tasks) for k in range(num_tasks)]
+    return before._replace(
+        known=np.stack([each.known for each in of_tasks], axis=1),
+        task=np.stack([each.task for each in of_tasks], axis=-1),
+        accuracy=np.stack([each.accuracy for each in of_tasks], axis=-1),
+        mixed=np.stack([each.mixed for each in of_tasks], axis=-1),
+        confusion=np.stack([each.named for each in of_tasks], axis=1),
+    )
+
+
+def measure_auroc(
+    before: Inference, decisions: Callable[[int, int], Decisions], num_tasks: int
+) -> Inference:
+    """The field ``auroc``, when all tasks but the last have been trained. As `measure`."""
+    seen = [decisions(k, num_tasks - 1).best for k in range(num_tasks - 1)]
+    unseen = decisions(num_tasks - 1, num_tasks - 1).best
+    by_group = []
+    for group in range(len(GROUPS)):
+        inside = np.concatenate([best[group] for best in seen], axis=-1)
+        both = np.concatenate([inside, unseen[group]], axis=-1)
+        is_seen = np.arange(both.shape[-1]) < inside.shape[-1]
+        flat = both.reshape(-1, both.shape[-1])
+        by_group.append([_auroc(is_seen, scores) for scores in flat])
+    num_seeds = len(unseen[0])
+    auroc = np.array(by_group).reshape(len(GROUPS), num_seeds, -1).transpose(1, 2, 0)
+    return before._replace(auroc=auroc)
+
+
+def _auroc(is_seen: np.ndarray, scores: np.ndarray) -> float:
+    return float(roc_auc_score(is_seen, scores)) if np.isfinite(scores).all() else float("nan")
