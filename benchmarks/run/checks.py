@@ -57,8 +57,8 @@ def check(config: Config, spec: MethodSpec, dataset: Dataset, num_seeds: int = 1
         )
     if config.options.get("unused_weight") and not config.has_fel(spec.fel):
         raise ValueError(
-            f"--unused-weight is {config.options['unused_weight']}, but {spec.label} has no "
-            "feature encoding layers here. Add --fel, or leave it out."
+            f"--unused-weight is {config.options['unused_weight']}, but {spec.label} here has no "
+            "feature encoding layers. Add --fel, or leave it out."
         )
     sequence = sequence_of(config, dataset)
     check_input(config.network, sequence.input_shape)

@@ -1,6 +1,7 @@
 """Without task ids: how often the task is inferred, and the accuracy with the id that is."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -53,33 +54,31 @@ def decide(
     num_tasks, count, _ = logits.shape
     seen = jnp.arange(num_tasks) < num_seen
     right = jnp.argmax(logits, axis=-1) == labels[None]
-    task, accuracy, mixed, best = [], [], [], []
-    for score in SCORES:
-        by_task = task_inference.scores(logits, score)
-        for group_size in GROUPS:
-            inferred = task_inference.infer(by_task, group_size=group_size, seen=seen)
-            of_task = inferred == task_id
-            with_inferred = right[inferred, jnp.arange(count)]
-            task.append(jnp.mean(of_task))
-            if own_classes:
-                accuracy.append(jnp.mean(with_inferred & of_task))
-                mixed.append(accuracy[-1])
-            else:
-                accuracy.append(jnp.mean(with_inferred))
-                predictions = task_inference.mix(logits, by_task, group_size=group_size, seen=seen)
-                mixed.append(jnp.mean(jnp.argmax(predictions, axis=-1) == labels))
-            best.append(
-                jnp.max(task_inference.group_scores(by_task, group_size, seen=seen), axis=0)
-            )
-    shape = len(SCORES), len(GROUPS)
-    first = task_inference.infer(task_inference.scores(logits, SCORES[0]), seen=seen)
+    by_score = jnp.stack([task_inference.scores(logits, score) for score in SCORES])
+
+    def in_groups(group_size: int, scores: jax.Array) -> tuple[jax.Array, ...]:
+        inferred = task_inference.infer(scores, group_size=group_size, seen=seen)
+        of_task = inferred == task_id
+        with_inferred = right[inferred, jnp.arange(count)]
+        best = jnp.max(task_inference.group_scores(scores, group_size, seen=seen), axis=0)
+        if own_classes:
+            accuracy = mixed = jnp.mean(with_inferred & of_task)
+        else:
+            accuracy = jnp.mean(with_inferred)
+            predictions = task_inference.mix(logits, scores, group_size=group_size, seen=seen)
+            mixed = jnp.mean(jnp.argmax(predictions, axis=-1) == labels)
+        return jnp.mean(of_task), accuracy, mixed, best
+
+    of_groups = [jax.vmap(partial(in_groups, size))(by_score) for size in GROUPS]
+    task, accuracy, mixed, best = zip(*of_groups, strict=True)
+    first = task_inference.infer(by_score[0], seen=seen)
     decisions = Decisions(
         known=jnp.mean(right[task_id]),
-        task=jnp.stack(task).reshape(shape),
-        accuracy=jnp.stack(accuracy).reshape(shape),
-        mixed=jnp.stack(mixed).reshape(shape),
+        task=jnp.stack(task, axis=1),
+        accuracy=jnp.stack(accuracy, axis=1),
+        mixed=jnp.stack(mixed, axis=1),
         named=jnp.mean(first[:, None] == jnp.arange(num_tasks)[None], axis=0),
-        best=tuple(jnp.stack(best[i :: len(GROUPS)]) for i in range(len(GROUPS))),
+        best=best,
     )
     # Of logits that are NaN one is still the largest: no accuracy.
     finite = jnp.all(jnp.isfinite(logits))

@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks import presets
 from benchmarks.methods import METHODS
-from benchmarks.run import results
+from benchmarks.run import inference, results
 from benchmarks.run.measurements import Measurements
 
 ORIGIN = {"command": "c", "commit": "x" * 40, "versions": {}, "device": "d", "date": ""}
@@ -31,6 +31,7 @@ def make_result(
             losses=np.zeros((seeds, tasks)),
             task_seconds=np.full(tasks, 80 / tasks),
             compile_seconds=10.0,
+            inference=inference.not_measured(seeds, tasks),
         ),
         memory_bytes=1000,
         data="0123456789ab",
