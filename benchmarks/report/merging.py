@@ -43,6 +43,7 @@ def _concatenate(parts: Sequence[Result]) -> Result:
             r=np.concatenate([each.r for each in measured]),
             initial=np.concatenate([each.initial for each in measured]),
             train=np.concatenate([each.train for each in measured]),
+            capacity=np.concatenate([each.capacity for each in measured]),
             losses=np.concatenate([each.losses for each in measured]),
             task_seconds=np.sum([each.task_seconds for each in measured], axis=0),
             compile_seconds=sum(each.compile_seconds for each in measured),

@@ -5,6 +5,7 @@ import dataclasses
 from benchmarks.data import Dataset
 from benchmarks.data.limits import MAX_COUNT, check_memory
 from benchmarks.methods import MethodSpec
+from benchmarks.networks import feed_forward
 from benchmarks.networks.architectures import ARCHITECTURES, check_input
 from benchmarks.presets import Config
 from benchmarks.run.experiment import sequence_of
@@ -42,6 +43,7 @@ def check(config: Config, spec: MethodSpec, dataset: Dataset, num_seeds: int = 1
             f"Network {config.network!r} has batch normalisation, whose averages {spec.label} does "
             "not keep. Choose --network resnet-18."
         )
+    _check_suits_method(config, spec)
     sequence = sequence_of(config, dataset)
     check_input(config.network, sequence.input_shape)
     if config.examples_per_task > sequence.largest:
@@ -68,6 +70,37 @@ def check(config: Config, spec: MethodSpec, dataset: Dataset, num_seeds: int = 1
         num_seeds * bytes_per_seed(config),
         "Lower --seeds, --epochs or --num-tasks.",
     )
+
+
+def _check_suits_method(config: Config, spec: MethodSpec) -> None:
+    """Finds out whether a method works with the head and on the network.
+
+    Raises:
+      ValueError: it does not.
+    """
+    if spec.heads is not None and config.head not in spec.heads:
+        raise ValueError(
+            f"--head is {config.head}, with which {spec.label} does not work. Choose --head "
+            f"{' or '.join(spec.heads)}."
+        )
+    if not spec.plain_network:
+        return
+    plain = [name for name, found in ARCHITECTURES.items() if feed_forward.layers(found)]
+    if config.network not in plain:
+        raise ValueError(
+            f"--network is {config.network}, but {spec.label} needs one whose layers follow one "
+            f"another. Choose --network {', '.join(plain)}."
+        )
+    if config.biases != "own":
+        raise ValueError(
+            f"--biases is {config.biases}, with which {spec.label} does not work. Choose --biases "
+            "own."
+        )
+    if config.fel:
+        raise ValueError(
+            f"--fel is given, but {spec.label} has no place for feature encoding layers. Leave it "
+            "out."
+        )
 
 
 def bytes_per_seed(config: Config) -> int:

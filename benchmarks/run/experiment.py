@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.data import Dataset, tasks
-from benchmarks.methods import MethodSpec
+from benchmarks.methods import MethodSpec, Problem
 from benchmarks.presets import Config
 from benchmarks.run.problem import make_problem
 from rgo_jax.baselines import Method, Task
@@ -37,6 +37,7 @@ class Functions(NamedTuple):
       end: ``(seed, data, state, epochs, task_id) -> state``.
       accuracy: ``(split, seed, data, state, k) -> accuracy on task k``, NaN where logits are not
         finite.
+      capacity: ``(seed, data, state) -> share``, as `MethodSpec.capacity`; None where that is.
     """
 
     init: Callable[..., Any]
@@ -44,6 +45,7 @@ class Functions(NamedTuple):
     steps: Callable[..., Any]
     end: Callable[..., Any]
     accuracy: Callable[..., Any]
+    capacity: Callable[..., Any] | None
 
 
 def sequence_of(config: Config, dataset: Dataset) -> tasks.Sequence:
@@ -77,8 +79,11 @@ def functions(config: Config, spec: MethodSpec, dataset: Dataset) -> Functions:
     def keys_of(seed: jax.Array) -> _Keys:
         return _Keys(*jax.random.split(jax.random.key(seed), len(_Keys._fields)))
 
+    def problem_of(keys: _Keys) -> Problem:
+        return make_problem(config, spec, sequence, dataset.name, keys.fel)
+
     def method_of(keys: _Keys) -> Method:
-        return spec.build(make_problem(config, spec, sequence, dataset.name, keys.fel))
+        return spec.build(problem_of(keys))
 
     def loader(keys: _Keys, data: Any, split: str, task_id: jax.Array) -> Callable[..., Any]:
         encode = sequence.encode(keys.tasks, task_id)
@@ -153,7 +158,14 @@ def functions(config: Config, spec: MethodSpec, dataset: Dataset) -> Functions:
         batches = tasks.Pool(*(_in_batches(x, size) for x in (pool.indices, valid)))
         return jnp.sum(jax.lax.map(count, batches)) / jnp.sum(valid)
 
-    return Functions(init, start, steps, end, accuracy)
+    of_state = spec.capacity
+
+    def capacity(seed: jax.Array, data: Any, state: Any) -> jax.Array:
+        del data
+        assert of_state is not None
+        return of_state(problem_of(keys_of(seed)), state)
+
+    return Functions(init, start, steps, end, accuracy, capacity if of_state else None)
 
 
 def _in_batches(x: jax.Array, size: int) -> jax.Array:

@@ -29,6 +29,7 @@ class Programs(NamedTuple):
       end: ``(state, epochs, task_id) -> state``.
       accuracy: for "train" and "test" ``(state, tasks) -> [num_seeds, len(tasks)]``; the state
         stays.
+      capacity: ``(state) -> [num_seeds]``; the state stays. None where the method has none.
       num_pieces: of a task's training.
       compile_seconds: of all together.
     """
@@ -38,6 +39,7 @@ class Programs(NamedTuple):
     steps: Callable[[Any, Any, int, int], tuple[Any, np.ndarray]]
     end: Callable[[Any, Any, int], Any]
     accuracy: dict[str, Callable[[Any, Sequence[int]], np.ndarray]]
+    capacity: Callable[[Any], np.ndarray] | None
     num_pieces: int
     compile_seconds: float
 
@@ -125,6 +127,7 @@ def compile_programs(
             split: program(partial(one_seed.accuracy, split), (), (state,), num_ints=1)
             for split in ("train", "test")
         }
+        capacity = one_seed.capacity and program(one_seed.capacity, (), (state,))
     for compiled in compiling:
         compiled.result()
     compile_seconds = time.perf_counter() - started
@@ -144,6 +147,7 @@ def compile_programs(
         steps=run_steps,
         end=lambda state, epochs, task_id: end((state,), (epochs,), task_id),
         accuracy={split: partial(measure, split) for split in accuracy},
+        capacity=capacity and (lambda state: on_host(capacity((), (state,)))),
         num_pieces=num_pieces,
         compile_seconds=compile_seconds,
     )

@@ -47,9 +47,10 @@ def parse(content: Any) -> dict[str, Any]:
     as_it_is: Check = lambda where, value: value  # noqa: E731
     names = ["format", "method", "config", "changes", "seeds", "memory_bytes", "data", "provenance",
              *Measurements._fields]  # fmt: skip
-    names.remove("initial")  # results from before it was measured lack it
-    needed = dict.fromkeys(names, as_it_is)
-    given = record("the file", content, needed, {"initial": as_it_is})
+    # Results from before they were measured lack them.
+    later = ("initial", "capacity")
+    needed = {name: as_it_is for name in names if name not in later}
+    given = record("the file", content, needed, dict.fromkeys(later, as_it_is))
     if given["format"] != FORMAT:
         refuse("format", given["format"], str(FORMAT))
     method = choice(METHODS)("method", given["method"])
@@ -70,6 +71,10 @@ def parse(content: Any) -> dict[str, Any]:
             ),
             # Null where a seed diverged.
             train=array(by_task, optional(_SHARE))("train", given["train"]),
+            # Null of methods that take no more and no less than the network.
+            capacity=array(by_task[:1], optional(number(0)))(
+                "capacity", given.get("capacity", [None] * by_task[0])
+            ),
             losses=array(by_task, optional(number()))("losses", given["losses"]),
             task_seconds=array(by_task[1:], _SECONDS)("task_seconds", given["task_seconds"]),
             compile_seconds=_SECONDS("compile_seconds", given["compile_seconds"]),

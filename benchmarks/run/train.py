@@ -105,6 +105,9 @@ def _next_task(
     r[:, task_id, tested] = programs.accuracy["test"](state, tested)
     if single_task or task_id == len(task_seconds) - 1:
         train[:, learned] = programs.accuracy["train"](state, learned)
+    measured = before.measured._replace(r=r, train=train, losses=losses)
+    if programs.capacity is not None and task_id == len(task_seconds) - 1:
+        measured = measured._replace(capacity=programs.capacity(state))
     task_seconds[task_id] = time.perf_counter() - started
-    measured = before.measured._replace(r=r, train=train, losses=losses, task_seconds=task_seconds)
+    measured = measured._replace(task_seconds=task_seconds)
     return Progress(task_id + 1, measured, state)
