@@ -15,7 +15,7 @@ from benchmarks import presets
 from benchmarks.data import Dataset
 from benchmarks.methods import METHODS, MethodSpec
 from benchmarks.networks.architectures import ARCHITECTURES
-from benchmarks.report import markup, paper
+from benchmarks.report import growing, markup, paper
 from benchmarks.run import experiment
 from benchmarks.run.results import Result, spread
 
@@ -93,6 +93,7 @@ def papers_tables(results: Sequence[Result], figure: str | None = None) -> str:
             ("benchmark", "STL's network", "method", "preset", "paper", "ours", "diff", *_ORIGIN),
             _table_2(results),
         ),
+        growing.markdown(results),
         _TABLE_3,
         *markup.table((*_COLUMNS, "train", "gap", *_ORIGIN), table_3),
         _NETWORKS,
