@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks.data.limits import MAX_COUNT
+from benchmarks.networks.feed_forward import Layer
 from rgo_jax.baselines import Method
 
 
@@ -56,6 +57,7 @@ class Problem(NamedTuple):
       num_classes: outputs of each head; labels are below it.
       num_tasks: the length of the sequence.
       statistics: of batch normalisation.
+      layers: the hidden layers of a network that is a plain list of them, `()` of any other.
     """
 
     init: Callable[[jax.Array], Any]
@@ -70,6 +72,13 @@ class Problem(NamedTuple):
     num_classes: int
     num_tasks: int
     statistics: Statistics = NO_STATISTICS
+    layers: tuple[Layer, ...] = ()
+
+
+def network_size(problem: Problem) -> int:
+    """How many numbers the network's parameters are, with all heads."""
+    params = jax.eval_shape(problem.init, jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def on_problem(problem: Problem, method: Method) -> Method:
@@ -155,6 +164,13 @@ class MethodSpec(NamedTuple):
       setting: a key of `benchmarks.presets.protocols.SETTINGS`: whose its results in the paper are.
       options: a dataclass of the numbers and choices that are its own.
       batch_norm: whether it keeps `Statistics`, so that networks may have batch normalisation.
+      capacity: ``(problem, state) -> scalar``: how many numbers it has in use after the tasks so
+        far, over `network_size`. None: those of the network, so 1; or, with ``single_task``, those
+        of a network for each task.
+      heads: the head policies that it works with, keys of `benchmarks.networks.layers.HEADS`; None
+        for all.
+      plain_network: whether it needs ``Problem.layers``, with biases that all tasks train and
+        without feature encoding in between.
     """
 
     build: Callable[[Problem], Method]
@@ -166,6 +182,9 @@ class MethodSpec(NamedTuple):
     setting: str = "harness"
     options: type[Any] = NoOptions
     batch_norm: bool = False
+    capacity: Callable[[Problem, Any], jax.Array] | None = None
+    heads: tuple[str, ...] | None = None
+    plain_network: bool = False
 
     def make_options(self, given: Mapping[str, Any]) -> Any:
         """The method's own options, of which some are given; others' are left out."""

@@ -95,6 +95,12 @@ class Head(nn.Module):
         return x @ kernel + bias[None]
 
 
+def relu_and_pool(x: jax.Array, pool: tuple[int, int] | None) -> jax.Array:
+    """What follows a hidden layer: ReLU, then a max-pool of this window and stride, if any."""
+    x = nn.relu(x)
+    return x if pool is None else max_pool(x, *pool)
+
+
 def max_pool(x: jax.Array, window: int, strides: int) -> jax.Array:
     """Max-pool of ``[b, height, width, channels]``, dropping what does not fill a window.
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.networks.initializers import INITIAL_VALUES
-from benchmarks.networks.layers import Head, dense, max_pool
+from benchmarks.networks.layers import Head, dense, relu_and_pool
 from rgo_jax.linen import Conv, FeatureEncoding
 
 
@@ -135,11 +135,10 @@ class FeedForward(Network, kw_only=True):
                 kernel_init=init.conv,
                 bias_init=init.bias,
             )
-            x = nn.relu(conv(encode(x)))
-            x = x if pool is None else max_pool(x, *pool)
+            x = relu_and_pool(conv(encode(x)), pool)
         x = x.reshape(len(x), -1)
         for width in self.hidden:
-            x = nn.relu(dense(encode(x), width, self.initial_values, self.biases))
+            x = relu_and_pool(dense(encode(x), width, self.initial_values, self.biases), None)
         return self.classify(x, encode, task_id)
 
 

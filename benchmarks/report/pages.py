@@ -15,6 +15,7 @@ from benchmarks.presets import PRESETS, PROTOCOL_FIELDS
 from benchmarks.report import (
     ablation,
     figures,
+    growing,
     heads_and_fel,
     markup,
     measures,
@@ -27,7 +28,7 @@ from benchmarks.run.results import Result
 
 _COLUMNS = (
     "method", "preset", "head", "seeds", "ACC", "paper", "diff", "BWT", "paper", "diff", "minutes",
-    "kept MiB",
+    "capacity", "kept MiB",
 )  # fmt: skip
 
 # Written by hand.
@@ -38,7 +39,7 @@ def terminal_table(results: Sequence[Result]) -> Table:
     """A rich table of one benchmark, narrow enough for 80 columns."""
     rows = [_row(result) for result in results]
     # Numbers of the paper only where it has any; all rows are of one preset.
-    hidden = {"preset", "seeds", "diff", "kept MiB"}
+    hidden = {"preset", "seeds", "diff", "capacity", "kept MiB"}
     kept = [
         i
         for i, column in enumerate(_COLUMNS)
@@ -61,6 +62,7 @@ the last one, BWT the mean change since a task was learned, both in percent, mea
 deviation over seeds. *paper* is [arXiv 2201.12522](https://arxiv.org/abs/2201.12522), *diff* ours
 minus the paper's. Minutes are wall time of all seeds together, compilation included. *Kept* is
 what one seed keeps from one task for the next, beside the network, with room for all of its tasks.
+*Capacity* is how many numbers it has in use at last, over those of the network with its heads.
 RGO-2 is RGO without feature encoding layers; STL trains a model for each task alone. A command is
 one of the commit beside it; `benchmarks/reproduce.sh` has today's.
 """
@@ -204,6 +206,7 @@ def _row(result: Result) -> list[str]:
         *_against_paper(result.acc, acc),
         *(["-", "-", "-"] if single_task else _against_paper(result.bwt, bwt)),
         f"{result.measured.seconds / 60:.1f}",
+        growing.capacity(result),
         f"{result.memory_bytes / 2**20:.2f}",
     ]
 

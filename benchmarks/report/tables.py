@@ -15,7 +15,7 @@ from benchmarks import presets
 from benchmarks.data import Dataset
 from benchmarks.methods import METHODS, MethodSpec
 from benchmarks.networks.architectures import ARCHITECTURES
-from benchmarks.report import markup, paper
+from benchmarks.report import growing, markup, paper
 from benchmarks.run import experiment
 from benchmarks.run.results import Result, spread
 
@@ -65,8 +65,8 @@ _MEMORY = """
 ## What is kept of the past
 
 MiB that a method keeps from one task for the next, beside the network, with room for so many tasks:
-on Permuted MNIST with one head. RGO's is the same for any number; where LOS has more tasks, each
-has fewer dimensions.
+on Permuted MNIST with one head, or one per task where a method needs that. RGO's is the same for
+any number; where LOS has more tasks, each has fewer dimensions.
 """
 _NUMBERS_OF_TASKS = (10, 20, 40)
 
@@ -93,6 +93,7 @@ def papers_tables(results: Sequence[Result], figure: str | None = None) -> str:
             ("benchmark", "STL's network", "method", "preset", "paper", "ours", "diff", *_ORIGIN),
             _table_2(results),
         ),
+        growing.markdown(results),
         _TABLE_3,
         *markup.table((*_COLUMNS, "train", "gap", *_ORIGIN), table_3),
         _NETWORKS,
@@ -268,9 +269,11 @@ def _memory() -> list[list[str]]:
     # Only shapes matter.
     images, labels = np.zeros((10, 28, 28), np.uint8), np.arange(10, dtype=np.int32)
     dataset = Dataset("mnist", images, labels, images, labels)
-    configs = [presets.config("permuted-mnist", num_tasks=n) for n in _NUMBERS_OF_TASKS]
 
-    def mib(config: presets.Config, spec: MethodSpec) -> str:
+    def mib(spec: MethodSpec, num_tasks: int) -> str:
+        # Those that need a head for each task have one.
+        head = None if spec.heads is None else spec.heads[0]
+        config = presets.config("permuted-mnist", method=spec, num_tasks=num_tasks, head=head)
         return f"{experiment.memory_bytes(config, spec, dataset) / 2**20:.2f}"
 
-    return [[spec.label, *(mib(config, spec) for config in configs)] for spec in METHODS.values()]
+    return [[spec.label, *(mib(spec, n) for n in _NUMBERS_OF_TASKS)] for spec in METHODS.values()]

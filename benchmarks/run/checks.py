@@ -5,10 +5,10 @@ import dataclasses
 from benchmarks.data import Dataset
 from benchmarks.data.limits import MAX_COUNT, check_memory
 from benchmarks.methods import MethodSpec
+from benchmarks.networks import feed_forward
 from benchmarks.networks.architectures import ARCHITECTURES, check_input
-from benchmarks.networks.layers import TASK_HEADS
 from benchmarks.presets import Config
-from benchmarks.run.experiment import sequence_of
+from benchmarks.run.experiment import infers_tasks, sequence_of
 
 
 def limit_examples(config: Config, dataset: Dataset) -> Config:
@@ -18,16 +18,11 @@ def limit_examples(config: Config, dataset: Dataset) -> Config:
     return dataclasses.replace(config, examples_per_task=examples)
 
 
-def knows_tasks(config: Config, spec: MethodSpec) -> bool:
-    """Whether one network's outputs depend on the task's id, so that it can be inferred."""
-    return not spec.single_task and (config.has_fel(spec.fel) or config.head in TASK_HEADS)
-
-
 def notes(config: Config, spec: MethodSpec, dataset: Dataset) -> list[str]:
     """What a user might not expect of what is run and measured, in sentences."""
     sequence = sequence_of(config, dataset)
     told = []
-    if config.infer_task and not knows_tasks(config, spec):
+    if config.infer_task and not infers_tasks(config, spec):
         told.append(
             f"--infer-task: {spec.label} here has no feature encoding layers and no heads of "
             "tasks, or a model for each task: nothing to infer. --head per_task or --fel adds them."
@@ -60,6 +55,7 @@ def check(config: Config, spec: MethodSpec, dataset: Dataset, num_seeds: int = 1
             f"--unused-weight is {config.options['unused_weight']}, but {spec.label} here has no "
             "feature encoding layers. Add --fel, or leave it out."
         )
+    _check_suits_method(config, spec)
     sequence = sequence_of(config, dataset)
     check_input(config.network, sequence.input_shape)
     if config.examples_per_task > sequence.largest:
@@ -86,6 +82,37 @@ def check(config: Config, spec: MethodSpec, dataset: Dataset, num_seeds: int = 1
         num_seeds * bytes_per_seed(config),
         "Lower --seeds, --epochs or --num-tasks.",
     )
+
+
+def _check_suits_method(config: Config, spec: MethodSpec) -> None:
+    """Finds out whether a method works with the head and on the network.
+
+    Raises:
+      ValueError: it does not.
+    """
+    if spec.heads is not None and config.head not in spec.heads:
+        raise ValueError(
+            f"--head is {config.head}, with which {spec.label} does not work. Choose --head "
+            f"{' or '.join(spec.heads)}."
+        )
+    if not spec.plain_network:
+        return
+    plain = [name for name, found in ARCHITECTURES.items() if feed_forward.layers(found)]
+    if config.network not in plain:
+        raise ValueError(
+            f"--network is {config.network}, but {spec.label} needs one whose layers follow one "
+            f"another. Choose --network {', '.join(plain)}."
+        )
+    if config.biases != "own":
+        raise ValueError(
+            f"--biases is {config.biases}, with which {spec.label} does not work. Choose --biases "
+            "own."
+        )
+    if config.fel:
+        raise ValueError(
+            f"--fel is given, but {spec.label} has no place for feature encoding layers. Leave it "
+            "out."
+        )
 
 
 def bytes_per_seed(config: Config) -> int:

@@ -55,6 +55,10 @@ def _traced_state(config: Config, spec: MethodSpec, dataset: Dataset) -> Any:
     jax.eval_shape(one_seed.end, *given, state, epochs, _INTEGER)
     for split in ("train", "test"):
         jax.eval_shape(partial(one_seed.accuracy, split), *given, state, _INTEGER)
+    if one_seed.decisions is not None:
+        jax.eval_shape(one_seed.decisions, *given, state, _INTEGER, _INTEGER)
+    if one_seed.capacity is not None:
+        jax.eval_shape(one_seed.capacity, *given, state)
     return state
 
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.data import Dataset, tasks
-from benchmarks.methods import MethodSpec
+from benchmarks.methods import MethodSpec, Problem
+from benchmarks.networks.layers import TASK_HEADS
 from benchmarks.presets import Config
 from benchmarks.run import inference
 from benchmarks.run.problem import make_problem
@@ -39,7 +40,9 @@ class Functions(NamedTuple):
       accuracy: ``(split, seed, data, state, k) -> accuracy on task k``, NaN where logits are not
         finite.
       decisions: ``(seed, data, state, k, num_seen) -> inference.Decisions`` on task k's test
-        examples without its id, where ``num_seen`` tasks have been trained.
+        examples without its id, where ``num_seen`` tasks have been trained; None where none is
+        inferred.
+      capacity: ``(seed, data, state) -> share``, as `MethodSpec.capacity`; None where that is.
     """
 
     init: Callable[..., Any]
@@ -47,12 +50,19 @@ class Functions(NamedTuple):
     steps: Callable[..., Any]
     end: Callable[..., Any]
     accuracy: Callable[..., Any]
-    decisions: Callable[..., Any]
+    decisions: Callable[..., Any] | None
+    capacity: Callable[..., Any] | None
 
 
 def sequence_of(config: Config, dataset: Dataset) -> tasks.Sequence:
     """The tasks of an experiment."""
     return tasks.SEQUENCES[config.sequence](dataset, config.num_tasks, config.interpolation)
+
+
+def infers_tasks(config: Config, spec: MethodSpec) -> bool:
+    """Whether tasks are to be inferred, and one network's outputs depend on a task's id."""
+    depends = config.has_fel(spec.fel) or config.head in TASK_HEADS
+    return config.infer_task and depends and not spec.single_task
 
 
 def data_of(config: Config, dataset: Dataset) -> Dataset:
@@ -83,8 +93,11 @@ def functions(config: Config, spec: MethodSpec, dataset: Dataset) -> Functions:
     def keys_of(seed: jax.Array) -> _Keys:
         return _Keys(*jax.random.split(jax.random.key(seed), len(_Keys._fields)))
 
+    def problem_of(keys: _Keys) -> Problem:
+        return make_problem(config, spec, sequence, dataset.name, keys.fel)
+
     def method_of(keys: _Keys) -> Method:
-        return spec.build(make_problem(config, spec, sequence, dataset.name, keys.fel))
+        return spec.build(problem_of(keys))
 
     def loader(keys: _Keys, data: Any, split: str, task_id: jax.Array) -> Callable[..., Any]:
         encode = sequence.encode(keys.tasks, task_id)
@@ -178,7 +191,22 @@ def functions(config: Config, spec: MethodSpec, dataset: Dataset) -> Functions:
         logits = jax.lax.map(outputs, jnp.arange(config.num_tasks))
         return inference.decide(logits, load(examples)[1], k, num_seen, sequence.own_classes)
 
-    return Functions(init, start, steps, end, accuracy, decisions)
+    of_state = spec.capacity
+
+    def capacity(seed: jax.Array, data: Any, state: Any) -> jax.Array:
+        del data
+        assert of_state is not None
+        return of_state(problem_of(keys_of(seed)), state)
+
+    return Functions(
+        init=init,
+        start=start,
+        steps=steps,
+        end=end,
+        accuracy=accuracy,
+        decisions=decisions if infers_tasks(config, spec) else None,
+        capacity=capacity if of_state else None,
+    )
 
 
 def _in_batches(x: jax.Array, size: int) -> jax.Array:

@@ -136,16 +136,21 @@ def not_measured(num_seeds: int, num_tasks: int) -> Inference:
     return Inference(*(np.full(shape, np.nan) for shape in shapes(num_seeds, num_tasks)))
 
 
-def measure(
-    before: Inference, decisions: Callable[[int, int], Decisions], num_tasks: int
+def after_task(
+    before: Inference, decisions: Callable[[int, int], Decisions], task_id: int, num_tasks: int
 ) -> Inference:
-    """All but ``auroc``, after the last task.
+    """With what is measured when a task has been trained: after the last one and the one before.
 
     Args:
-      before: what has been measured, ``auroc``.
+      before: what has been measured.
       decisions: from a task and how many have been trained to its `Decisions`, with seeds in front.
+      task_id: of the task.
       num_tasks: of the sequence.
     """
+    if task_id == num_tasks - 2:
+        return before._replace(auroc=_auroc(decisions, task_id + 1))
+    if task_id < num_tasks - 1:
+        return before
     of_tasks = [decisions(k, num_tasks) for k in range(num_tasks)]
     return before._replace(
         known=np.stack([each.known for each in of_tasks], axis=1),
@@ -156,23 +161,19 @@ def measure(
     )
 
 
-def measure_auroc(
-    before: Inference, decisions: Callable[[int, int], Decisions], num_tasks: int
-) -> Inference:
-    """The field ``auroc``, when all tasks but the last have been trained. As `measure`."""
-    seen = [decisions(k, num_tasks - 1).best for k in range(num_tasks - 1)]
-    unseen = decisions(num_tasks - 1, num_tasks - 1).best
+def _auroc(decisions: Callable[[int, int], Decisions], num_seen: int) -> np.ndarray:
+    """Of so many first tasks against the next."""
+    seen = [decisions(k, num_seen).best for k in range(num_seen)]
+    unseen = decisions(num_seen, num_seen).best
     by_group = []
-    for group in range(len(GROUPS)):
+    for group, of_unseen in enumerate(unseen):
         inside = np.concatenate([best[group] for best in seen], axis=-1)
-        both = np.concatenate([inside, unseen[group]], axis=-1)
+        both = np.concatenate([inside, of_unseen], axis=-1)
         is_seen = np.arange(both.shape[-1]) < inside.shape[-1]
-        flat = both.reshape(-1, both.shape[-1])
-        by_group.append([_auroc(is_seen, scores) for scores in flat])
-    num_seeds = len(unseen[0])
-    auroc = np.array(by_group).reshape(len(GROUPS), num_seeds, -1).transpose(1, 2, 0)
-    return before._replace(auroc=auroc)
+        # With seeds and scores in front.
+        by_group.append(np.apply_along_axis(partial(_area, is_seen), -1, both))
+    return np.stack(by_group, axis=-1)
 
 
-def _auroc(is_seen: np.ndarray, scores: np.ndarray) -> float:
-    return float(roc_auc_score(is_seen, scores)) if np.isfinite(scores).all() else float("nan")
+def _area(is_seen: np.ndarray, best: np.ndarray) -> float:
+    return float(roc_auc_score(is_seen, best)) if np.isfinite(best).all() else float("nan")

@@ -20,6 +20,9 @@ class Measurements(NamedTuple):
         unless forward transfer is measured.
       train: float64 ``[num_seeds, num_tasks]``: accuracy on each task's training examples after
         the last task; NaN until then.
+      capacity: float64 ``[num_seeds]``: the numbers that the method has in use after the last task
+        over those of the network, as `MethodSpec.capacity` has it; NaN until then and where it has
+        none.
       losses: float64 ``[num_seeds, num_tasks]``: mean training loss over each task.
       task_seconds: float64 ``[num_tasks]``: wall time to train, consolidate and evaluate, all seeds
         together.
@@ -30,6 +33,7 @@ class Measurements(NamedTuple):
     r: np.ndarray
     initial: np.ndarray
     train: np.ndarray
+    capacity: np.ndarray
     losses: np.ndarray
     task_seconds: np.ndarray
     compile_seconds: float
@@ -47,6 +51,7 @@ def no_measurements(num_seeds: int, num_tasks: int) -> Measurements:
         r=np.full((num_seeds, num_tasks, num_tasks), np.nan),
         initial=np.full((num_seeds, num_tasks), np.nan),
         train=np.full((num_seeds, num_tasks), np.nan),
+        capacity=np.full(num_seeds, np.nan),
         losses=np.zeros((num_seeds, num_tasks)),
         task_seconds=np.zeros(num_tasks),
         compile_seconds=0.0,

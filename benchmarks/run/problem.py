@@ -10,6 +10,7 @@ import optax
 from benchmarks.data import tasks
 from benchmarks.methods import MethodSpec, Problem, unused
 from benchmarks.methods.base import NO_STATISTICS, Statistics
+from benchmarks.networks import feed_forward
 from benchmarks.networks.architectures import ARCHITECTURES
 from benchmarks.networks.layers import SHARED_HEADS
 from benchmarks.presets import Config
@@ -101,6 +102,7 @@ def make_problem(
         )
         if batch_norm
         else NO_STATISTICS,
+        layers=feed_forward.layers(ARCHITECTURES[config.network]),
     )
 
 

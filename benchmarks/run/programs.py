@@ -30,7 +30,8 @@ class Programs(NamedTuple):
       accuracy: for "train" and "test" ``(state, tasks) -> [num_seeds, len(tasks)]``; the state
         stays.
       decisions: ``(state, k, num_seen) -> inference.Decisions`` on the host, with seeds in front;
-        only of a configuration that infers tasks.
+        the state stays. None where tasks are not inferred.
+      capacity: ``(state) -> [num_seeds]``; the state stays. None where the method has none.
       num_pieces: of a task's training.
       compile_seconds: of all together.
     """
@@ -40,7 +41,8 @@ class Programs(NamedTuple):
     steps: Callable[[Any, Any, int, int], tuple[Any, np.ndarray]]
     end: Callable[[Any, Any, int], Any]
     accuracy: dict[str, Callable[[Any, Sequence[int]], np.ndarray]]
-    decisions: Callable[[Any, int, int], Any]
+    decisions: Callable[[Any, int, int], Any] | None
+    capacity: Callable[[Any], np.ndarray] | None
     num_pieces: int
     compile_seconds: float
 
@@ -128,8 +130,8 @@ def compile_programs(
             split: program(partial(one_seed.accuracy, split), (), (state,), num_ints=1)
             for split in ("train", "test")
         }
-        if config.infer_task:
-            decisions = program(one_seed.decisions, (), (state,), num_ints=2)
+        capacity = one_seed.capacity and program(one_seed.capacity, (), (state,))
+        decisions = one_seed.decisions and program(one_seed.decisions, (), (state,), num_ints=2)
     for compiled in compiling:
         compiled.result()
     compile_seconds = time.perf_counter() - started
@@ -143,16 +145,15 @@ def compile_programs(
         measured = [accuracy[split]((), (state,), k) for k in tasks]
         return np.stack([on_host(per_seed) for per_seed in measured], axis=1)
 
-    def decide(state: Any, k: int, num_seen: int) -> Any:
-        return jax.tree.map(on_host, decisions((), (state,), k, num_seen))
-
     return Programs(
         init=lambda: init((), ()),
         start=lambda state, task_id: start((state,), (), task_id),
         steps=run_steps,
         end=lambda state, epochs, task_id: end((state,), (epochs,), task_id),
-        decisions=decide,
+        decisions=decisions
+        and (lambda state, *ints: jax.tree.map(on_host, decisions((), (state,), *ints))),
         accuracy={split: partial(measure, split) for split in accuracy},
+        capacity=capacity and (lambda state: on_host(capacity((), (state,)))),
         num_pieces=num_pieces,
         compile_seconds=compile_seconds,
     )

@@ -51,7 +51,7 @@ def parse(content: Any) -> dict[str, Any]:
              "r", "train", "losses", "task_seconds", "compile_seconds"]  # fmt: skip
     needed = dict.fromkeys(names, as_it_is)
     # Results from before they were measured lack them, and those that were not asked for them.
-    lacking = ["initial", *(f"inference.{name}" for name in Inference._fields)]
+    lacking = ["initial", "capacity", *(f"inference.{name}" for name in Inference._fields)]
     given = record("the file", content, needed, dict.fromkeys(lacking, as_it_is))
     if given["format"] != FORMAT:
         refuse("format", given["format"], str(FORMAT))
@@ -73,6 +73,10 @@ def parse(content: Any) -> dict[str, Any]:
             ),
             # Null where a seed diverged.
             train=array(by_task, optional(_SHARE))("train", given["train"]),
+            # Null of methods that take no more and no less than the network.
+            capacity=array(by_task[:1], optional(number(0)))(
+                "capacity", given.get("capacity", [None] * by_task[0])
+            ),
             losses=array(by_task, optional(number()))("losses", given["losses"]),
             task_seconds=array(by_task[1:], _SECONDS)("task_seconds", given["task_seconds"]),
             compile_seconds=_SECONDS("compile_seconds", given["compile_seconds"]),

@@ -9,7 +9,6 @@ from benchmarks.data import Dataset
 from benchmarks.methods import MethodSpec
 from benchmarks.presets import Config
 from benchmarks.run import checks, experiment, inference
-from benchmarks.run.inference import Inference
 from benchmarks.run.measurements import Measurements, no_measurements
 from benchmarks.run.programs import Programs, compile_programs
 
@@ -80,20 +79,14 @@ def run(
     if ahead and not progress.tasks_done:
         initial = programs.accuracy["test"](progress.state, range(config.num_tasks))
         progress = progress._replace(measured=progress.measured._replace(initial=initial))
-    infer_task = config.infer_task and checks.knows_tasks(config, spec)
     while progress.tasks_done < config.num_tasks:
-        progress = _next_task(progress, programs, spec.single_task, ahead, infer_task, observer)
+        progress = _next_task(progress, programs, spec.single_task, ahead, observer)
         observer.on_task(progress)
     return progress.measured
 
 
 def _next_task(
-    before: Progress,
-    programs: Programs,
-    single_task: bool,
-    ahead: bool,
-    infer_task: bool,
-    observer: Observer,
+    before: Progress, programs: Programs, single_task: bool, ahead: bool, observer: Observer
 ) -> Progress:
     started = time.perf_counter()
     task_id = before.tasks_done
@@ -114,22 +107,12 @@ def _next_task(
     if single_task or task_id == len(task_seconds) - 1:
         train[:, learned] = programs.accuracy["train"](state, learned)
     measured = before.measured
-    if infer_task:
-        measured = measured._replace(
-            inference=_without_ids(measured.inference, programs, state, task_id, len(task_seconds))
-        )
+    if programs.decisions is not None:
+        decisions = partial(programs.decisions, state)
+        found = inference.after_task(measured.inference, decisions, task_id, len(task_seconds))
+        measured = measured._replace(inference=found)
+    if programs.capacity is not None and task_id == len(task_seconds) - 1:
+        measured = measured._replace(capacity=programs.capacity(state))
     task_seconds[task_id] = time.perf_counter() - started
     measured = measured._replace(r=r, train=train, losses=losses, task_seconds=task_seconds)
     return Progress(task_id + 1, measured, state)
-
-
-def _without_ids(
-    before: Inference, programs: Programs, state: Any, task_id: int, num_tasks: int
-) -> Inference:
-    """What is measured of it after this task, if anything."""
-    decisions = partial(programs.decisions, state)
-    if task_id == num_tasks - 1:
-        return inference.measure(before, decisions, num_tasks)
-    if task_id == num_tasks - 2:
-        return inference.measure_auroc(before, decisions, num_tasks)
-    return before

@@ -28,6 +28,7 @@ def make_result(
             r=np.where(np.tri(tasks, dtype=bool), r, np.nan),
             initial=np.full((seeds, tasks), np.nan),
             train=np.full((seeds, tasks), train / 100),
+            capacity=np.full(seeds, np.nan),
             losses=np.zeros((seeds, tasks)),
             task_seconds=np.full(tasks, 80 / tasks),
             compile_seconds=10.0,
@@ -41,6 +42,6 @@ def make_result(
 
 def diverge(result, seeds, task=0):
     """The same, but some seeds (by their place) are lost from a task on."""
-    r, _, train, losses = (each.copy() for each in result.measured[:4])
+    r, train, losses = (getattr(result.measured, n).copy() for n in ("r", "train", "losses"))
     r[seeds, task:] = losses[seeds, task:] = train[seeds] = np.nan
     return result._replace(measured=result.measured._replace(r=r, train=train, losses=losses))

@@ -33,7 +33,13 @@ def network_problem(module, input_shape, params=None):
     )
 
 
+def head_of(method, wanted="shared"):
+    """A head policy, or one with which the method works."""
+    heads = METHODS[method].heads
+    return wanted if heads is None or wanted in heads else heads[0]
+
+
 def two_tasks(method="rgo", **changes):
     """Two permutations of the embedded digits, with fields of the method's preset changed."""
-    given = {"num_tasks": 2} | changes
+    given = {"num_tasks": 2, "head": head_of(method)} | changes
     return presets.config("permuted-digits", method=METHODS[method], **given)

@@ -18,7 +18,7 @@ import pytest
 
 from benchmarks import __main__ as cli
 from benchmarks.run import checkpoints as checkpoint_files
-from benchmarks.run import provenance, results, train
+from benchmarks.run import inference, provenance, results, train
 from benchmarks.run.checkpoints import Checkpoints
 from benchmarks.run.measurements import Measurements, no_measurements
 from benchmarks.run.train import Progress
@@ -121,9 +121,11 @@ def progress(tasks_done, value, size=3):
             r=np.full((1, 2, 2), value),
             initial=np.full((1, 2), value / 2),
             train=np.full((1, 2), np.nan),
+            capacity=np.full(1, value),
             losses=np.array([[1 / 3, value]]),
             task_seconds=np.zeros(2),
             compile_seconds=1.5,
+            inference=inference.not_measured(1, 2),
         ),
         state={"w": jnp.full((1, size), value), "count": jnp.full(1, tasks_done)},
     )
@@ -310,18 +312,21 @@ def test_foreign_and_corrupt_checkpoints_are_refused(tmp_path, content):
         assert path.read_bytes() == damaged  # nothing is removed
 
 
-def test_a_file_from_before_initial_accuracies_were_measured(tmp_path):
+def test_a_file_from_before_all_of_this_was_measured(tmp_path):
     checkpoints = Checkpoints(tmp_path / "run", {}, ORIGIN)
     checkpoints.save(progress(1, 0.5))
     with np.load(tmp_path / "run") as file:
-        content = {name: file[name] for name in file if name not in ("initial", "digest")}
+        later = ("initial", "capacity", "inference", "digest")
+        content = {name: file[name] for name in file if not name.startswith(later)}
     with (tmp_path / "run").open("wb") as file:
         np.savez(file, **content, digest=np.array(checkpoint_files._digest(content)))
     fresh = progress(0, 0.0)
-    fresh = fresh._replace(measured=fresh.measured._replace(initial=np.full((1, 2), np.nan)))
+    fresh = fresh._replace(measured=no_measurements(1, 2))
     restored = checkpoints.restore(fresh)
     assert restored.tasks_done == 1
     assert np.isnan(restored.measured.initial).all()
+    assert np.isnan(restored.measured.capacity).all()
+    assert all(np.isnan(x).all() for x in restored.measured.inference)
     np.testing.assert_array_equal(restored.measured.r, 0.5)
 
 

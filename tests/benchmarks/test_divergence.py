@@ -11,6 +11,7 @@ from benchmarks.report import ablation, figures, heads_and_fel, markup, merging,
 from benchmarks.report import pages as report
 from benchmarks.run import results
 from tests.benchmarks.made_results import diverge, make_result
+from tests.benchmarks.problems import head_of
 
 TINY = ["--num-tasks", "2", "--examples-per-task", "50", "--epochs", "1", "--seeds", "2"]
 QUICK = {"num_tasks": 3}
@@ -26,6 +27,7 @@ def no_constant(name):
 )
 def test_a_diverged_run_says_so(tmp_path, capsys, method):
     argv = ["run", "permuted-digits", "--methods", method, "--learning-rate", "1e30", *TINY]
+    argv += ["--head", head_of(method)]
     assert cli.main([*argv, "--out", str(tmp_path)]) == 0
     told = f"permuted-digits, {method}: seeds 0, 1 diverged: the loss is not finite. Choose a "
     told += "--learning-rate below 1e+30."

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import presets
 from benchmarks.methods import METHODS
+from benchmarks.networks.layers import HEADS
 from benchmarks.report import merging, without_ids
 from benchmarks.run import checks, experiment, inference, results, train
 from benchmarks.run import problem as problems
@@ -16,6 +17,7 @@ from benchmarks.run.checkpoints import Checkpoints
 from tests.benchmarks.made_results import ORIGIN, make_result
 from tests.benchmarks.markdown import rows
 from tests.benchmarks.problems import two_tasks
+from tests.marks import slow_but
 from tests.small_models import task_of
 
 FIRST = inference.SCORES.index("uniform")
@@ -139,7 +141,7 @@ def test_where_ids_change_nothing_none_is_inferred(digits):
         config = two_tasks(method, num_tasks=2, infer_task=True, **changes)
         notes = checks.notes(config, METHODS[method], digits)
         assert any("nothing to infer" in note for note in notes) == is_told
-        assert checks.knows_tasks(config, METHODS[method]) != is_told
+        assert experiment.infers_tasks(config, METHODS[method]) != is_told
 
 
 def test_the_table():
@@ -164,7 +166,7 @@ def test_the_figure():
     assert without_ids.figure("permuted-mnist", [make_result("rgo", 80)]) is None
 
 
-@pytest.mark.parametrize("head", ["frozen", *slow_but([], ["per_task", "masked", "shared"])])
+@pytest.mark.parametrize("head", slow_but(HEADS, "frozen"))
 def test_unused_encodings_teach_no_head(head, digits):
     """One step in the second task, with and without: heads move alike, the rest does not."""
     after = []
@@ -176,7 +178,7 @@ def test_unused_encodings_teach_no_head(head, digits):
         method = METHODS["rgo"].build(problem)
         x, y = jax.random.uniform(key, (10, 64)), jnp.arange(10) % problem.num_classes
         task = task_of(x, y)._replace(id=jnp.int32(1))
-        state, _ = jax.jit(lambda key, m=method, t=task: m.step(m.init(key), (x, y), t))(key)
+        state, _ = jax.jit(lambda key, m=method, b=(x, y), t=task: m.step(m.init(key), b, t))(key)
         after.append(state.params)
     plain, unsure = after
     jax.tree.map(
