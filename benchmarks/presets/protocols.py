@@ -106,7 +106,7 @@ _RECOMMENDED_IMAGES: dict[str, Any] = {
     "learning_rate": 0.1,
 }
 
-_WITHOUT_IDS: dict[str, Any] = {"unused_weight": 0.2}
+_WITHOUT_IDS: dict[str, Any] = {"unused_weight": 0.1}
 
 # Named changes to a setting, by sequence.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -119,7 +119,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "split": _RECOMMENDED_IMAGES,
         "superclass": _RECOMMENDED_IMAGES,
     },
-    # The same, and the network finds out task ids by itself.
+    # The same, and the network learns what it takes to find out task ids by itself.
     "without-ids": {
         "permuted": _RECOMMENDED_MNIST | _WITHOUT_IDS,
         "rotated": _RECOMMENDED_MNIST | _WITHOUT_IDS,
