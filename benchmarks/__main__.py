@@ -1,6 +1,7 @@
 """The command line: ``python -m benchmarks --help``."""
 
 import argparse
+import dataclasses
 import os
 import shlex
 import sys
@@ -170,6 +171,8 @@ def _jobs(
             config = checks.limit_examples(config, dataset)
         dry_run.check(config, METHODS[method], dataset, len(arguments.seeds))
         _tell(checks.notes(config, METHODS[method], dataset), told)
+        infer_task = experiment.infers_tasks(config, METHODS[method])
+        config = dataclasses.replace(config, infer_task=infer_task)
         differing = {
             field: value
             for field, value in changes.items()

@@ -7,11 +7,17 @@ mnist=(permuted-mnist rotated-mnist)
 out=(--out benchmarks/results)
 
 # What the paper ran itself, in the authors' setting, and under other heads.
-python -m benchmarks run "${mnist[@]}" --methods rgo,rgo-2,sgd,stl "${out[@]}"
+python -m benchmarks run "${mnist[@]}" --methods rgo,rgo-2,sgd,stl --forward-transfer --infer-task "${out[@]}"
 for head in frozen per_task; do
   python -m benchmarks run "${mnist[@]}" --methods rgo,rgo-2 --head "$head" "${out[@]}"
 done
-python -m benchmarks run "${mnist[@]}" --methods rgo,stl --preset recommended "${out[@]}"
+python -m benchmarks run "${mnist[@]}" --methods rgo,stl --preset recommended --forward-transfer \
+  --infer-task "${out[@]}"
+# Without task ids; before the baselines, of which two are measured without them, too.
+python -m benchmarks run "${mnist[@]}" --methods rgo --preset without-ids --infer-task "${out[@]}"
+python -m benchmarks run permuted-mnist --methods rgo --preset without-ids --num-tasks 100 --seeds 1 \
+  --infer-task "${out[@]}"
+python -m benchmarks run "${mnist[@]}" --methods ewc,gpm --head per_task --infer-task "${out[@]}"
 # The baselines, in the setting of the harness, as they are and with feature encoding layers.
 baselines=ewc,ewc-textbook,a-gem,er-ring,los,gpm,sgp,owm,owm-online
 for head in shared per_task; do
@@ -55,6 +61,13 @@ python -m benchmarks run "${mnist[@]}" "${uniform[@]}" --alpha 0.3 "${validation
 for alpha in 0.01 0.03; do
   python -m benchmarks run "${mnist[@]}" "${uniform[@]}" --no-fel-on-input --alpha "$alpha" \
     "${validation[@]}"
+done
+# How much a network is to learn of encodings that no task uses.
+unsure=(--methods rgo --seeds 1 --validation --infer-task --out benchmarks/results/validation)
+python -m benchmarks run "${mnist[@]}" --preset recommended "${unsure[@]}"
+python -m benchmarks run "${mnist[@]}" --preset without-ids "${unsure[@]}"
+for weight in 0.2 0.5; do
+  python -m benchmarks run "${mnist[@]}" --preset without-ids --unused-weight "$weight" "${unsure[@]}"
 done
 # What a relative alpha is good for, beside the authors' setting.
 relative=(--methods rgo --seeds 1 --validation --out benchmarks/results/validation)

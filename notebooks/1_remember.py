@@ -51,7 +51,7 @@ import optax
 from sklearn.datasets import load_digits
 
 import rgo_jax
-from rgo_jax import plots
+from rgo_jax import plots, task_inference
 
 MNIST = False  # @param {type:"boolean"}  # a few minutes on a CPU
 
@@ -162,7 +162,10 @@ def consolidate(network, params, state, number):
 
 
 def learn(tx, network=as_it_is, num_tasks=2, remember=True):
-    """One task after the other: accuracies [num_epochs, num_tasks], and the states between them."""
+    """One task after the other.
+
+    Returns accuracies [num_epochs, num_tasks], the states between tasks and the last parameters.
+    """
     params = init(jax.random.key(0))
     states, curves = [tx.init(params)], []
     train_task = jax.jit(train, static_argnums=(0, 1, 2))
@@ -171,11 +174,11 @@ def learn(tx, network=as_it_is, num_tasks=2, remember=True):
         params, state, measured = train_task(tx, network, num_tasks, params, states[-1], number)
         states.append(end_task(network, params, state, number) if remember else state)
         curves.append(measured)
-    return np.concatenate(curves), states
+    return np.concatenate(curves), states, params
 
 
-sgd, _ = learn(optax.sgd(0.3), remember=False)
-rgo, states = learn(rgo_jax.rgo(0.3))
+sgd, *_ = learn(optax.sgd(0.3), remember=False)
+rgo, states, _ = learn(rgo_jax.rgo(0.3))
 
 
 def show(**methods):
@@ -276,7 +279,7 @@ def encoded(number):
     return lambda layer, x: rgo_jax.fel_encode(x, task_id=number, seed=0, layer=layer)
 
 
-with_fel, _ = learn(rgo_jax.rgo(0.3), encoded)
+with_fel, *_ = learn(rgo_jax.rgo(0.3), encoded)
 show(**{"RGO": rgo, "RGO with FEL": with_fel})
 
 # %% [markdown]
@@ -295,7 +298,7 @@ def matrix(curves):
     return np.where(np.tri(NUM_TASKS, dtype=bool), after_each, np.nan)
 
 
-rgo_curves, states = learn(rgo_jax.rgo(0.3), encoded, NUM_TASKS)
+rgo_curves, states, params = learn(rgo_jax.rgo(0.3), encoded, NUM_TASKS)
 r = {
     "SGD": matrix(learn(optax.sgd(0.3), num_tasks=NUM_TASKS, remember=False)[0]),
     "SGD with FEL": matrix(learn(optax.sgd(0.3), encoded, NUM_TASKS, remember=False)[0]),
@@ -310,6 +313,30 @@ for name, accuracies in r.items():
     bwt = 100 * rgo_jax.backward_transfer(accuracies)
     print(f"{name}: ACC {acc:.1f}, BWT {bwt:+.1f}")
 plots.remaining_room([kernels(state) for state in states])
+
+# %% [markdown]
+# ## Which task is it?
+#
+# The network had to know which task an image is of. It can find that out: under another task's
+# encoding it is less sure. `scores` tells how far a prediction is from uniform; `infer` takes the
+# task with the highest score. It is right more often for several images of one task together. The
+# page [Without task ids](../docs/task-inference.md) has a way to train that makes it reliable for
+# single images, too.
+
+
+# %%
+def outputs(params, x, number):
+    return logits(params, x, encoded(number))
+
+
+for group_size in (1, 4, 16):
+    shares = []
+    for number in range(NUM_TASKS):
+        x = tasks[number, num_train:]
+        by_task = task_inference.logits_by_task(outputs, params, x, NUM_TASKS)
+        found = task_inference.infer(task_inference.scores(by_task), group_size=group_size)
+        shares.append((found == number).mean())
+    print(f"{group_size} images at a time: {100 * np.mean(shares):.1f} % of tasks are right")
 
 # %% [markdown]
 # Read on: `2_your_own_model` adds RGO to a training script in Flax NNX; `3_the_papers_table`

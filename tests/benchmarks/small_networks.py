@@ -33,7 +33,7 @@ def problem_of(*shape, method="rgo", **changes):
     """A network of the benchmarks, for three tasks of four classes."""
     given = {"network": "mlp-100", "num_tasks": 3} | changes
     config = presets.config("permuted-digits", method=METHODS[method], **given)
-    sequence = tasks.Sequence(4, shape, 1, 1, None, None)
+    sequence = tasks.Sequence(4, shape, 1, 1, False, None, None)
     return problems.make_problem(config, METHODS[method], sequence, "none", jax.random.key(7))
 
 

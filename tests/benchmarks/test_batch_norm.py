@@ -44,7 +44,7 @@ def one_conv(monkeypatch):
 
 def problem_of(method, **changes):
     config = presets.config("split-cifar100", method=METHODS[method], network=NAME, **changes)
-    sequence = tasks.Sequence(3, SHAPE, 1, 1, None, None)
+    sequence = tasks.Sequence(3, SHAPE, 1, 1, False, None, None)
     return problems.make_problem(config, METHODS[method], sequence, "none", jax.random.key(0))
 
 

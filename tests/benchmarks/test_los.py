@@ -43,7 +43,7 @@ def problem_of(network, input_shape, head="per_task", classes=CLASSES, **changes
         learning_rate=0.5,
         **changes,
     )
-    sequence = tasks.Sequence(classes, input_shape, 1, 1, None, None)
+    sequence = tasks.Sequence(classes, input_shape, 1, 1, False, None, None)
     key = jax.random.key(7)
     return problems.make_problem(config, METHODS["los"], sequence, "none", key)
 

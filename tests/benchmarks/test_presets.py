@@ -37,6 +37,7 @@ ON_MNIST = {
     "fel_on_first_task": False,
     "validation": False,
     "forward_transfer": False,
+    "infer_task": False,
     "scrambled": False,
 }
 ON_IMAGES = ON_MNIST | {
@@ -55,6 +56,7 @@ OF_RGO = {
     "relative_alpha": False,
     "curvature_classes": "present",
     "online": False,
+    "unused_weight": 0,
     "momentum": 0,
 }
 AUTHORS_SETTINGS = [
@@ -113,6 +115,7 @@ HARNESS = {
     "fel_on_first_task": True,
     "validation": False,
     "forward_transfer": False,
+    "infer_task": False,
     "scrambled": False,
     "options": {},
 }
@@ -153,7 +156,7 @@ def test_the_baselines_are_in_the_harness_as_they_were(benchmark, method):
 def problem_of(method, benchmark="permuted-digits", **changes):
     """Its network on grey images of 28 x 28."""
     resolved = config(benchmark, method=METHODS[method], **changes)
-    sequence = tasks.Sequence(10, (784,), 1, 1, None, None)
+    sequence = tasks.Sequence(10, (784,), 1, 1, False, None, None)
     key = jax.random.key(2)
     return problems.make_problem(resolved, METHODS[method], sequence, "mnist", key)
 
@@ -226,7 +229,7 @@ def test_presets_change_what_a_setting_has_and_the_user_both():
     assert on_images["rgo"].options["normalize"] is False
     assert not on_images["gpm"].options
     assert on_images["sgd"].options == {"momentum": 0.0}
-    assert set(PRESETS) == {"paper", "recommended"}
+    assert set(PRESETS) == {"paper", "recommended", "without-ids"}
 
 
 def test_options_go_to_the_methods_that_have_them():
