@@ -29,7 +29,7 @@ class OneConv(Network, kw_only=True):
     batch_norm: bool
 
     @nn.compact
-    def __call__(self, x, task_id):
+    def __call__(self, x, task_id, encoding_id=None):
         averages = not self.is_mutable_collection("batch_stats")
         x = linen.Conv(2, (3, 3), use_bias=False)(x)
         x = nn.relu(nn.BatchNorm(use_running_average=averages)(x))
