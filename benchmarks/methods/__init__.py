@@ -8,6 +8,7 @@ seeds, the evaluation and the tables take it from there.
 from benchmarks.methods import baselines, los, rgo, sgd
 from benchmarks.methods.base import MethodSpec as MethodSpec
 from benchmarks.methods.base import Problem as Problem
+from benchmarks.methods.growing import hat
 
 METHODS = {
     "rgo": MethodSpec(rgo.rgo, "RGO", fel=True, setting="authors", options=rgo.Rgo),
@@ -40,4 +41,13 @@ METHODS = {
     "owm": MethodSpec(baselines.owm, "OWM", fel=False),
     "sgp": MethodSpec(baselines.sgp, "SGP", fel=False),
     "owm-online": MethodSpec(baselines.owm_online, "OWM, online", fel=False),
+    "hat": MethodSpec(
+        hat.hat,
+        "HAT",
+        fel=False,
+        options=hat.Hat,
+        capacity=hat.capacity,
+        heads=("per_task",),
+        plain_network=True,
+    ),
 }

@@ -4,6 +4,7 @@
 function of its own parameters, whose width may be another than the module's.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -75,3 +76,15 @@ def pre_activation(
 def activate(layer: Layer, z: jax.Array) -> jax.Array:
     """What the next layer receives of ``z``, a `pre_activation`: ReLU, then the pool, if any."""
     return relu_and_pool(z, layer.pool)
+
+
+def classify(head: Mapping[str, jax.Array], features: jax.Array, task_id: jax.Array) -> jax.Array:
+    """Logits ``[b, classes]`` by a task's own head, of those of the policy "per_task".
+
+    Args:
+      head: ``kernels [tasks, d, classes]`` and ``biases [tasks, classes]``.
+      features: what the last hidden layer gives, as `pre_activation` takes it.
+      task_id: int32 scalar.
+    """
+    flat = features.reshape(len(features), -1)
+    return flat @ head["kernels"][task_id] + head["biases"][task_id][None]

@@ -1,12 +1,19 @@
 """Networks small enough to try."""
 
+from functools import partial
+
 import jax
 import numpy as np
 
 from benchmarks import presets
 from benchmarks.data import tasks
 from benchmarks.methods import METHODS
-from benchmarks.networks.architectures import ConvLayer, FeedForward
+from benchmarks.networks.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    ConvLayer,
+    FeedForward,
+)
 from benchmarks.run import problem as problems
 
 KEY = jax.random.key(1)
@@ -35,6 +42,13 @@ def problem_of(*shape, method="rgo", **changes):
     config = presets.config("permuted-digits", method=METHODS[method], **given)
     sequence = tasks.Sequence(4, shape, 1, 1, False, None, None)
     return problems.make_problem(config, METHODS[method], sequence, "none", jax.random.key(7))
+
+
+def narrow_problem(monkeypatch, method, *shape, convs=(), hidden=(4, 3), **changes):
+    """As `problem_of`, of a narrow plain network with a head for each task."""
+    build = partial(FeedForward, convs=convs, hidden=hidden)
+    monkeypatch.setitem(ARCHITECTURES, "mlp-100", Architecture(build, ()))
+    return problem_of(*shape, method=method, head="per_task", **changes)
 
 
 def is_nonzero(tree):
