@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import presets
-from benchmarks.methods import METHODS
+from benchmarks.methods import METHODS, unused
 from benchmarks.networks.layers import HEADS
 from benchmarks.report import merging, without_ids
 from benchmarks.run import checks, experiment, inference, results, train
@@ -187,6 +187,22 @@ def test_unused_encodings_teach_no_head(head, digits):
         plain["head"],
     )
     assert float(jnp.abs(unsure["Dense_0"]["kernel"] - plain["Dense_0"]["kernel"]).max()) > 1e-5
+
+
+def test_a_table_has_room_for_unused_encodings(digits, monkeypatch):
+    """On an accelerator permutations are looked up: the same as those that are drawn."""
+    config = two_tasks("rgo", num_tasks=3, unused_weight=1.0)
+    sequence = experiment.sequence_of(config, digits)
+    key, x = jax.random.key(0), jnp.asarray(digits.x_train[:5]).reshape(5, -1) / 255
+    outputs = []
+    for backend in ("cpu", "gpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda name=backend: name)
+        problem = problems.make_problem(config, METHODS["rgo"], sequence, digits.name, key)
+        params, last = problem.init(key), jnp.int32(2 + unused.COUNT)
+        outputs.append(problem.logits(params, x, jnp.int32(0), encoding_id=last))
+        other = problem.logits(params, x, jnp.int32(0), encoding_id=last - 1)
+        assert float(jnp.abs(outputs[-1] - other).max()) > 1e-3
+    np.testing.assert_allclose(*outputs, rtol=1e-5, atol=1e-6)
 
 
 def test_unused_encodings_need_encodings(digits):
