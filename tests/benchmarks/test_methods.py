@@ -135,17 +135,19 @@ def test_seeds_under_vmap_call_lapack_in_turn_on_a_cpu(digits, monkeypatch, meth
 
 
 @pytest.mark.parametrize(
-    ("method", "network"),
+    ("method", "changes"),
     [
-        ("rgo", "mlp-100"),
-        ("gpm", "mlp-100"),
-        pytest.param("sgd", "resnet-18-batch-norm", marks=pytest.mark.slow),
+        ("rgo", {}),
+        ("rgo", {"unused_weight": 0.1}),
+        ("gpm", {}),
+        pytest.param("sgd", {"network": "resnet-18-batch-norm"}, marks=pytest.mark.slow),
     ],
 )
-def test_permutations_are_drawn_before_the_steps_on_a_gpu(digits, monkeypatch, method, network):
+def test_permutations_are_drawn_before_the_steps_on_a_gpu(digits, monkeypatch, method, changes):
     """Inside the loop over steps XLA would draw them anew each time there, with a sort."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    config = presets.config("split-digits", method=METHODS[method], network=network, fel=True)
+    given = {"network": "mlp-100", "fel": True} | changes
+    config = presets.config("split-digits", method=METHODS[method], **given)
     one_seed = experiment.functions(config, METHODS[method], digits)
     zero = jnp.int32(0)
     data = {name: jnp.asarray(getattr(digits, name)) for name in ("x_train", "y_train")}
