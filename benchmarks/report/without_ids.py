@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from benchmarks.methods import METHODS
 from benchmarks.report import markup
@@ -80,7 +81,7 @@ def markdown(results: Sequence[Result], drawn: dict[str, str]) -> str:
 
 
 def figure(benchmark: str, results: Sequence[Result]) -> Figure | None:
-    """Accuracy against the size of groups, a line for each result, and the confusion of the best.
+    """Accuracy against the size of groups, a line for each result; the best's and worst's confusion.
 
     Args:
       benchmark: its name.
@@ -92,8 +93,11 @@ def figure(benchmark: str, results: Sequence[Result]) -> Figure | None:
     found = measured(results)
     if not found:
         return None
-    fig = Figure(figsize=(11, 4.5), dpi=150, layout="constrained")
-    lines, matrix = fig.subplots(1, 2)
+    shown = sorted(found, key=lambda result: result.measured.inference.task[:, 0, 0].mean())
+    shown = shown[-1:] + shown[:-1][:1]
+    width = 5.5 + 4.5 * len(shown)
+    fig = Figure(figsize=(width, 4.5), dpi=150, layout="constrained")
+    lines, *matrices = fig.subplots(1, 1 + len(shown))
     for number, result in enumerate(found):
         inference = result.measured.inference
         accuracy = 100 * inference.accuracy[:, 0].mean(axis=(0, 2))
@@ -106,12 +110,16 @@ def figure(benchmark: str, results: Sequence[Result]) -> Figure | None:
     lines.set_title(benchmark, parse_math=False)
     lines.grid(alpha=0.3)
     lines.legend(frameon=False, fontsize="small")
-    best = max(found, key=lambda result: result.measured.inference.task[:, 0, 0].mean())
-    image = matrix.imshow(100 * best.measured.inference.confusion.mean(axis=0), vmin=0, vmax=100)
-    matrix.set_title(f"{_label(best)}, single examples", parse_math=False)
-    matrix.set_xlabel("task that is inferred")
-    matrix.set_ylabel("task that it is")
-    fig.colorbar(image, ax=matrix, label="examples of the task (%)")
+    for axes, result in zip(matrices, shown, strict=True):
+        confusion = 100 * result.measured.inference.confusion.mean(axis=0)
+        last = len(confusion) + 0.5  # tasks count from 1
+        image = axes.imshow(confusion, vmin=0, vmax=100, extent=(0.5, last, last, 0.5))
+        axes.set_title(f"{_label(result)}: single examples", parse_math=False, fontsize="medium")
+        axes.set_xlabel("task that is inferred")
+        axes.set_ylabel("task that it is")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
+    fig.colorbar(image, ax=matrices, label="examples of the task (%)")
     return fig
 
 
