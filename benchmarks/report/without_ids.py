@@ -81,7 +81,7 @@ def markdown(results: Sequence[Result], drawn: dict[str, str]) -> str:
 
 
 def figure(benchmark: str, results: Sequence[Result]) -> Figure | None:
-    """Accuracy against the size of groups, a line for each result; the best's and worst's confusion.
+    """Accuracy against the size of groups, a line for each result; best and worst confusion.
 
     Args:
       benchmark: its name.
