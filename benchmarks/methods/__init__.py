@@ -8,7 +8,7 @@ seeds, the evaluation and the tables take it from there.
 from benchmarks.methods import baselines, los, rgo, sgd
 from benchmarks.methods.base import MethodSpec as MethodSpec
 from benchmarks.methods.base import Problem as Problem
-from benchmarks.methods.growing import hat
+from benchmarks.methods.growing import hat, pgn
 
 METHODS = {
     "rgo": MethodSpec(rgo.rgo, "RGO", fel=True, setting="authors", options=rgo.Rgo),
@@ -41,6 +41,15 @@ METHODS = {
     "owm": MethodSpec(baselines.owm, "OWM", fel=False),
     "sgp": MethodSpec(baselines.sgp, "SGP", fel=False),
     "owm-online": MethodSpec(baselines.owm_online, "OWM, online", fel=False),
+    "pgn": MethodSpec(
+        pgn.pgn,
+        "PGN",
+        fel=False,
+        options=pgn.Pgn,
+        capacity=pgn.capacity,
+        heads=("per_task",),
+        plain_network=True,
+    ),
     "hat": MethodSpec(
         hat.hat,
         "HAT",
