@@ -8,7 +8,7 @@ seeds, the evaluation and the tables take it from there.
 from benchmarks.methods import baselines, los, rgo, sgd
 from benchmarks.methods.base import MethodSpec as MethodSpec
 from benchmarks.methods.base import Problem as Problem
-from benchmarks.methods.growing import hat, pgn
+from benchmarks.methods.growing import apd, hat, pgn
 
 METHODS = {
     "rgo": MethodSpec(rgo.rgo, "RGO", fel=True, setting="authors", options=rgo.Rgo),
@@ -58,5 +58,13 @@ METHODS = {
         capacity=hat.capacity,
         heads=("per_task",),
         plain_network=True,
+    ),
+    "apd": MethodSpec(
+        apd.apd,
+        "APD",
+        fel=False,
+        options=apd.Apd,
+        capacity=apd.capacity,
+        heads=("per_task",),
     ),
 }
