@@ -102,9 +102,9 @@ def apd(problem: Problem) -> Method:
     The loss is the authors'. SGD at the problem's rate minimizes it, with proximal steps for the
     two penalties with corners, so what is sparse is exactly 0. What earlier tasks own is at each
     step the minimum that the shared part leaves: these parameters meet in the penalty alone, which
-    gives it in closed form. Plain steps would diverge where the rate times lambda_2 is above 2. Adam,
-    as published, keeps two moments of every task's parameters: on Permuted MNIST a step took thirty
-    times as long and was no more accurate.
+    gives it in closed form. Plain steps would diverge where the rate times lambda_2 is above 2.
+    Adam, as published, keeps two moments of every task's parameters: on Permuted MNIST a step took
+    thirty times as long and was no more accurate.
 
     A step costs what SGD's does and one pass over what each earlier task owns.
     """
