@@ -146,8 +146,7 @@ def test_round_trip(tmp_path, name):
     restored = checkpoints.restore(progress(0, 0.0))
     expected = progress(2, 0.2)
     assert restored.tasks_done == 2
-    for ours, theirs in zip(restored.measured, expected.measured, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    jax.tree.map(np.testing.assert_array_equal, restored.measured, expected.measured)
     assert restored.measured.r.dtype == np.float64
     np.testing.assert_array_equal(restored.state["w"], expected.state["w"])
     checkpoints.discard()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -59,8 +60,7 @@ def test_results_of_other_data_are_not_put_together(folder):
 def test_results_round_trip(folder, tmp_path):
     (first, second) = results.load_all(folder)
     copy = results.load(results.save(first, tmp_path))
-    for ours, theirs in zip(copy.measured, first.measured, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    jax.tree.map(np.testing.assert_array_equal, copy.measured, first.measured)
     assert copy._replace(measured=None) == first._replace(measured=None)
     assert (first.train_acc > 30).all()
     assert (first.memory_bytes, second.memory_bytes) > (0, 0)
