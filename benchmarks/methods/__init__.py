@@ -8,7 +8,7 @@ seeds, the evaluation and the tables take it from there.
 from benchmarks.methods import baselines, los, rgo, sgd
 from benchmarks.methods.base import MethodSpec as MethodSpec
 from benchmarks.methods.base import Problem as Problem
-from benchmarks.methods.growing import hat, pgn
+from benchmarks.methods.growing import hat, pgn, trgp
 
 METHODS = {
     "rgo": MethodSpec(rgo.rgo, "RGO", fel=True, setting="authors", options=rgo.Rgo),
@@ -58,5 +58,13 @@ METHODS = {
         capacity=hat.capacity,
         heads=("per_task",),
         plain_network=True,
+    ),
+    "trgp": MethodSpec(
+        trgp.trgp,
+        "TRGP",
+        fel=False,
+        options=trgp.Trgp,
+        capacity=trgp.capacity,
+        heads=("per_task",),
     ),
 }
