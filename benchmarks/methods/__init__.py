@@ -8,7 +8,7 @@ seeds, the evaluation and the tables take it from there.
 from benchmarks.methods import baselines, los, rgo, sgd
 from benchmarks.methods.base import MethodSpec as MethodSpec
 from benchmarks.methods.base import Problem as Problem
-from benchmarks.methods.growing import apd, hat, pgn
+from benchmarks.methods.growing import apd, hat, pgn, trgp
 
 METHODS = {
     "rgo": MethodSpec(rgo.rgo, "RGO", fel=True, setting="authors", options=rgo.Rgo),
@@ -65,6 +65,14 @@ METHODS = {
         fel=False,
         options=apd.Apd,
         capacity=apd.capacity,
+        heads=("per_task",),
+    ),
+    "trgp": MethodSpec(
+        trgp.trgp,
+        "TRGP",
+        fel=False,
+        options=trgp.Trgp,
+        capacity=trgp.capacity,
         heads=("per_task",),
     ),
 }

@@ -13,6 +13,7 @@ from benchmarks.networks.architectures import ARCHITECTURES
 _PRESETS = {
     "paper": "the settings that the paper's numbers come from",
     "recommended": "on MNIST the best found on held-out training images",
+    "without-ids": "the same, and the network learns what it takes to find out task ids",
 }
 
 
