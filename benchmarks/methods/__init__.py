@@ -8,7 +8,7 @@ seeds, the evaluation and the tables take it from there.
 from benchmarks.methods import baselines, los, rgo, sgd
 from benchmarks.methods.base import MethodSpec as MethodSpec
 from benchmarks.methods.base import Problem as Problem
-from benchmarks.methods.growing import apd, hat
+from benchmarks.methods.growing import apd, den, hat
 
 METHODS = {
     "rgo": MethodSpec(rgo.rgo, "RGO", fel=True, setting="authors", options=rgo.Rgo),
@@ -57,5 +57,14 @@ METHODS = {
         options=apd.Apd,
         capacity=apd.capacity,
         heads=("per_task",),
+    ),
+    "den": MethodSpec(
+        den.den,
+        "DEN",
+        fel=False,
+        options=den.Den,
+        capacity=den.capacity,
+        heads=("per_task",),
+        plain_network=True,
     ),
 }
