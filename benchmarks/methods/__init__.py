@@ -8,7 +8,7 @@ seeds, the evaluation and the tables take it from there.
 from benchmarks.methods import baselines, los, rgo, sgd
 from benchmarks.methods.base import MethodSpec as MethodSpec
 from benchmarks.methods.base import Problem as Problem
-from benchmarks.methods.growing import apd, den, hat
+from benchmarks.methods.growing import apd, den, hat, rcl
 
 METHODS = {
     "rgo": MethodSpec(rgo.rgo, "RGO", fel=True, setting="authors", options=rgo.Rgo),
@@ -64,6 +64,15 @@ METHODS = {
         fel=False,
         options=den.Den,
         capacity=den.capacity,
+        heads=("per_task",),
+        plain_network=True,
+    ),
+    "rcl": MethodSpec(
+        rcl.rcl,
+        "RCL",
+        fel=False,
+        options=rcl.Rcl,
+        capacity=rcl.capacity,
         heads=("per_task",),
         plain_network=True,
     ),
