@@ -8,7 +8,7 @@ seeds, the evaluation and the tables take it from there.
 from benchmarks.methods import baselines, los, rgo, sgd
 from benchmarks.methods.base import MethodSpec as MethodSpec
 from benchmarks.methods.base import Problem as Problem
-from benchmarks.methods.growing import apd, hat, pgn, trgp
+from benchmarks.methods.growing import apd, den, hat, pgn, rcl, trgp
 
 METHODS = {
     "rgo": MethodSpec(rgo.rgo, "RGO", fel=True, setting="authors", options=rgo.Rgo),
@@ -50,12 +50,21 @@ METHODS = {
         heads=("per_task",),
         plain_network=True,
     ),
-    "hat": MethodSpec(
-        hat.hat,
-        "HAT",
+    "den": MethodSpec(
+        den.den,
+        "DEN",
         fel=False,
-        options=hat.Hat,
-        capacity=hat.capacity,
+        options=den.Den,
+        capacity=den.capacity,
+        heads=("per_task",),
+        plain_network=True,
+    ),
+    "rcl": MethodSpec(
+        rcl.rcl,
+        "RCL",
+        fel=False,
+        options=rcl.Rcl,
+        capacity=rcl.capacity,
         heads=("per_task",),
         plain_network=True,
     ),
@@ -66,6 +75,15 @@ METHODS = {
         options=apd.Apd,
         capacity=apd.capacity,
         heads=("per_task",),
+    ),
+    "hat": MethodSpec(
+        hat.hat,
+        "HAT",
+        fel=False,
+        options=hat.Hat,
+        capacity=hat.capacity,
+        heads=("per_task",),
+        plain_network=True,
     ),
     "trgp": MethodSpec(
         trgp.trgp,

@@ -120,6 +120,16 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"{switch(name)} is {value}; expected a finite number above 0.")
 
 
+def check_not_negative(name: str, value: float) -> None:
+    """Refuses what is no finite number from 0.
+
+    Raises:
+      ValueError: it is none.
+    """
+    if not (value >= 0 and math.isfinite(value)):
+        raise ValueError(f"{switch(name)} is {value}; expected a finite number from 0.")
+
+
 def check_count(name: str, value: int) -> None:
     """Refuses what is no integer from 1 to `MAX_COUNT`.
 

@@ -4,13 +4,19 @@ Yoon et al. 2020, https://arxiv.org/abs/1902.09432.
 """
 
 import dataclasses
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.methods.base import Problem, check_count, check_positive, network_size, option
+from benchmarks.methods.base import (
+    Problem,
+    check_count,
+    check_not_negative,
+    check_positive,
+    network_size,
+    option,
+)
 from benchmarks.methods.growing import clusters
 from benchmarks.methods.growing.decomposition import (
     Leaves,
@@ -52,8 +58,7 @@ class Apd:
         for name in ("apd_lambda_1", "apd_lambda_2", "apd_beta"):
             check_positive(name, getattr(self, name))
         check_count("apd_every", self.apd_every)
-        if not (self.apd_decay >= 0 and math.isfinite(self.apd_decay)):
-            raise ValueError(f"--apd-decay is {self.apd_decay}; expected a finite number from 0.")
+        check_not_negative("apd_decay", self.apd_decay)
 
 
 class Kept(NamedTuple):
