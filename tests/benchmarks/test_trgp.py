@@ -109,16 +109,16 @@ def test_no_region_of_no_task():
     region = trust_regions.region_of(
         SUBSPACES, BASIS, jnp.array([-1, 1]), jnp.ones((5, 2)), jnp.zeros((2, 3, 3))
     )
-    assert not np.any(region.bases[0])
+    assert not np.any(region.bases[:, 0])
     assert not np.any(region.held[0])
-    np.testing.assert_array_equal(region.bases[1], np.eye(5)[:, [2, 1, 3]] * [1, 1, 0])
+    np.testing.assert_array_equal(region.bases[:, 1], np.eye(5)[:, [2, 1, 3]] * [1, 1, 0])
     np.testing.assert_array_equal(region.held[1], [[1, 1], [1, 1], [0, 0]])
 
 
 def test_the_gradient_of_the_kernel_is_that_without_regions():
     params, x = {"layer": {"kernel": jnp.ones((5, 2))}}, jax.random.normal(KEY, (4, 5))
     network = Alone(linen.Dense(2, use_bias=False))
-    region = Region(jnp.ones((1, 5, 2)), jnp.ones((1, 2, 2)), 3 * jnp.ones((1, 2, 2)))
+    region = Region(jnp.ones((5, 1, 2)), jnp.ones((1, 2, 2)), 3 * jnp.ones((1, 2, 2)))
 
     def loss(params, scale):
         with trust_regions.in_regions({"layer": region._replace(scale=scale)}):

@@ -232,7 +232,7 @@ def capacity(problem: Problem, state: TrgpState) -> jax.Array:
         trusted = state.trusted[name]
         ranks = jnp.where(trusted >= 0, subspaces.ranks[trusted], 0)
         holds = subspaces.holds()[trusted] & (trusted >= 0)[..., None]
-        d = state.trained.params.regions[name].bases.shape[1]
+        d = len(state.trained.params.regions[name].bases)
         columns = jnp.where(holds, subspaces.columns[trusted], d)
         is_used = jnp.zeros(d + 1, bool).at[columns.ravel()].set(True)[:d]
         used += jnp.sum(ranks.astype(jnp.float32) ** 2) + d * jnp.sum(is_used)

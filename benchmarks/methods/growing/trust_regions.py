@@ -21,7 +21,7 @@ class Region(NamedTuple):
     """A layer's trust regions: ``W + sum_j B_j (Q_j - I) B_j' W`` stands for its kernel W [d, m].
 
     Attributes:
-      bases: B, ``[regions, d, r]``, columns of zeros where there are fewer.
+      bases: B, ``[d, regions, r]``, columns of zeros where there are fewer.
       held: B' W, ``[regions, r, m]``. W is trained across all old subspaces, so it stays.
       scale: Q, ``[regions, r, r]``.
     """
@@ -115,9 +115,9 @@ def region_of(
     """
     # One of no task has no columns, whatever is looked up for it.
     holds = subspaces.holds()[tasks] & (tasks >= 0)[:, None]
-    bases = jnp.where(holds[:, None], jnp.moveaxis(basis[:, subspaces.columns[tasks]], 1, 0), 0)
-    held = _matmul(jnp.swapaxes(bases, 1, 2), kernel.reshape(len(basis), -1))
-    return Region(bases, held, scale)
+    bases = jnp.where(holds[None], basis[:, subspaces.columns[tasks]], 0)
+    held = _matmul(bases.reshape(len(basis), -1).T, kernel.reshape(len(basis), -1))
+    return Region(bases, held.reshape(*holds.shape, -1), scale)
 
 
 def in_regions(regions: Mapping[str, Region]) -> contextlib.AbstractContextManager[None]:
@@ -145,13 +145,13 @@ def in_regions(regions: Mapping[str, Region]) -> contextlib.AbstractContextManag
 def _change(layer: Any, region: Region, x: jax.Array) -> jax.Array:
     """``x sum_j B_j (Q_j - I) B_j' W`` as ``[..., m]``, for whatever products the layer has."""
     bases, held = jax.lax.stop_gradient((region.bases, region.held))
-    regions, d, r = bases.shape
+    d, regions, r = bases.shape
     # The axes of the kernel that the layer sums over come first.
     shape = layer.variables["params"]["kernel"].shape
     summed = next(i for i in range(len(shape)) if math.prod(shape[:i]) == d)
-    kernel = jnp.moveaxis(bases, 0, 1).reshape(*shape[:summed], regions * r)
+    kernel = bases.reshape(*shape[:summed], regions * r)
     alike = layer.clone(features=regions * r, use_bias=False, parent=None, name=None)
     within = alike.apply({"params": {"kernel": kernel}}, x)
-    within = within.reshape(*within.shape[:-1], regions, r)
-    moved = jnp.einsum("...jr,jrs->...js", within, region.scale - jnp.eye(r)[None])
-    return jnp.einsum("...js,jsm->...m", moved, held)
+    by_region = within.reshape(*within.shape[:-1], regions, r)
+    moved = jnp.einsum("...jr,jrs->...js", by_region, region.scale - jnp.eye(r)[None])
+    return moved.reshape(within.shape) @ held.reshape(regions * r, -1)
