@@ -8,7 +8,7 @@ seeds, the evaluation and the tables take it from there.
 from benchmarks.methods import baselines, los, rgo, sgd
 from benchmarks.methods.base import MethodSpec as MethodSpec
 from benchmarks.methods.base import Problem as Problem
-from benchmarks.methods.growing import apd, den, hat, rcl
+from benchmarks.methods.growing import apd, den, hat, pgn, rcl, trgp
 
 METHODS = {
     "rgo": MethodSpec(rgo.rgo, "RGO", fel=True, setting="authors", options=rgo.Rgo),
@@ -41,6 +41,15 @@ METHODS = {
     "owm": MethodSpec(baselines.owm, "OWM", fel=False),
     "sgp": MethodSpec(baselines.sgp, "SGP", fel=False),
     "owm-online": MethodSpec(baselines.owm_online, "OWM, online", fel=False),
+    "pgn": MethodSpec(
+        pgn.pgn,
+        "PGN",
+        fel=False,
+        options=pgn.Pgn,
+        capacity=pgn.capacity,
+        heads=("per_task",),
+        plain_network=True,
+    ),
     "hat": MethodSpec(
         hat.hat,
         "HAT",
@@ -49,6 +58,14 @@ METHODS = {
         capacity=hat.capacity,
         heads=("per_task",),
         plain_network=True,
+    ),
+    "trgp": MethodSpec(
+        trgp.trgp,
+        "TRGP",
+        fel=False,
+        options=trgp.Trgp,
+        capacity=trgp.capacity,
+        heads=("per_task",),
     ),
     "apd": MethodSpec(
         apd.apd,

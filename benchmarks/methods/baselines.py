@@ -16,7 +16,7 @@ _ByDataset = Mapping[str, Mapping[str, Any]]
 _EWC = {"cifar100": {"every": 50}, "mini-imagenet": {"every": 50}}
 # The authors' of GPM for 20 tasks of CIFAR-100.
 _GPM_IMAGES = {"first_threshold": 0.98, "threshold": 0.98, "growth": 0.001, "samples": 125}
-_GPM = {"cifar100": _GPM_IMAGES, "mini-imagenet": _GPM_IMAGES | {"samples": 100}}
+GPM_BY_DATASET = {"cifar100": _GPM_IMAGES, "mini-imagenet": _GPM_IMAGES | {"samples": 100}}
 
 
 def _on_problem(
@@ -57,7 +57,7 @@ ewc = partial(_on_problem, baselines.ewc, by_dataset=_EWC)
 ewc_textbook = partial(_on_problem, baselines.ewc_textbook)
 a_gem = partial(_replay, baselines.a_gem)
 er_ring = partial(_replay, baselines.er_ring)
-gpm = partial(_projecting, baselines.gpm, by_dataset=_GPM)
-sgp = partial(_projecting, baselines.sgp, by_dataset=_GPM)
+gpm = partial(_projecting, baselines.gpm, by_dataset=GPM_BY_DATASET)
+sgp = partial(_projecting, baselines.sgp, by_dataset=GPM_BY_DATASET)
 owm = partial(_projecting, baselines.owm)
 owm_online = partial(_projecting, baselines.owm, online=True)

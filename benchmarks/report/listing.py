@@ -36,11 +36,12 @@ def tables() -> Iterator[Table]:
             spec.label,
             spec.setting,
             "yes" if spec.fel else "no",
+            "any" if spec.heads is None else ", ".join(spec.heads),
             ", ".join(field.name for field in dataclasses.fields(spec.options)) or "-",
         ]
         for name, spec in METHODS.items()
     ]
-    yield _table("Methods", ("name", "label", "setting", "FEL", "options"), methods)
+    yield _table("Methods", ("name", "label", "setting", "FEL", "heads", "options"), methods)
     yield _table("Presets", ("name", "what"), [[name, _PRESETS[name]] for name in presets.PRESETS])
 
 

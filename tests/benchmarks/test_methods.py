@@ -64,7 +64,10 @@ BASELINES = [name for name in METHODS if name not in ("rgo", "rgo-2", "sgd", "st
 @pytest.mark.slow
 @pytest.mark.parametrize("method", BASELINES)
 def test_forgets_less_than_sgd(digits, sgd, method):
-    found = forgetting(train.run(two_tasks(method), METHODS[method], digits, seeds=range(1)))
+    # With so few steps HAT learns little beside its penalty.
+    changes = {"hat_lambda": 0.1} if method == "hat" else {}
+    config = two_tasks(method, **changes)
+    found = forgetting(train.run(config, METHODS[method], digits, seeds=range(1)))
     assert sgd.bwt < -0.1
     assert found.bwt > sgd.bwt + 0.03
     assert found.learned > sgd.learned - 0.05

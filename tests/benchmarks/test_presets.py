@@ -147,6 +147,7 @@ def test_the_baselines_are_in_the_harness_as_they_were(benchmark, method):
         "examples_per_task": examples,
         "epochs": epochs,
         "batch_size": 10,
+        "options": dataclasses.asdict(METHODS[method].options()),
     }
 
 
