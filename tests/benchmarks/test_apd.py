@@ -26,7 +26,7 @@ def problem(monkeypatch):
     )._replace(options=options)
 
 
-def trained(method, num_tasks, num_steps=40, state=None):
+def trained(method, num_tasks, num_steps=40):
     """After so many tasks, in each of which the same examples have other labels."""
 
     @jax.jit
@@ -37,7 +37,7 @@ def trained(method, num_tasks, num_steps=40, state=None):
         state, _ = jax.lax.scan(lambda s, _: method.step(s, batch, task), state, length=num_steps)
         return method.end_task(state, task)
 
-    state = method.init(jax.random.key(0)) if state is None else state
+    state = jax.jit(method.init)(jax.random.key(0))
     for task_id in range(num_tasks):
         state = run(state, jnp.int32(task_id))
     return state
@@ -46,7 +46,7 @@ def trained(method, num_tasks, num_steps=40, state=None):
 def test_a_step_by_the_chain_rule(problem):
     """Gradients of the shared part, the gates and the task's own part from that of the kernel."""
     method = apd.apd(problem)
-    before = method.init(jax.random.key(0))
+    before = jax.jit(method.init)(jax.random.key(0))
     sigma, bias = before.params["Dense_0"]["kernel"], before.params["Dense_0"]["bias"]
     v, tau = jnp.array([0.5, -1.0, 0.0]), sigma - 0.3
     before = before._replace(v={KERNEL: v}, tau={KERNEL: tau})
@@ -56,9 +56,9 @@ def test_a_step_by_the_chain_rule(problem):
     def loss(params):
         return jnp.mean(problem.losses(problem.logits(params, BATCH[0], jnp.int32(0)), BATCH[1]))
 
-    grads = jax.grad(loss)(whole)
+    grads = jax.jit(jax.grad(loss))(whole)
     grad = grads["Dense_0"]["kernel"]
-    after, found_loss = method.step(before, BATCH, task_of(*BATCH))
+    after, found_loss = jax.jit(lambda s: method.step(s, BATCH, task_of(*BATCH)))(before)
     np.testing.assert_allclose(found_loss, loss(whole), rtol=1e-6)
     # Of the kernel's parts, at half the rate.
     half = RATE / 2
@@ -98,7 +98,7 @@ def test_tasks_keep_their_outputs_while_others_are_learned(problem):
 
 def made(problem):
     """Two of three tasks are finished; the shared part is 1, the gates are 1/2 and 3/4."""
-    state = apd.apd(problem).init(jax.random.key(0))
+    state = jax.jit(apd.apd(problem).init)(jax.random.key(0))
     own = jnp.zeros((3, 5, 3)).at[0, 0, 0].set(2.0).at[0, 1, 0].set(L1 / 2).at[1, 2, 2].set(-1.0)
     v = jnp.zeros((3, 3)).at[1].set(np.log(3.0))
     kept = state.kept._replace(

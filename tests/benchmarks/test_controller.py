@@ -13,7 +13,7 @@ SGD = optax.sgd(0.1)
 
 @pytest.fixture(scope="module")
 def fresh():
-    return controller.init(jax.random.key(0), 3, SGD)
+    return jax.jit(lambda key: controller.init(key, 3, SGD))(jax.random.key(0))
 
 
 def test_probabilities_of_all_that_can_be_chosen_sum_to_one(fresh):
@@ -26,7 +26,7 @@ def test_counts_are_drawn_with_their_probabilities(fresh):
     """With a read-out of its bias alone, by hand: 0.5, 0.3 and 0.2."""
     bias = jnp.log(jnp.array([0.5, 0.3, 0.2]))
     policy = fresh.policy | {"read": {"kernel": jnp.zeros((100, 3)), "bias": bias}}
-    draw = jax.vmap(lambda key: controller.sample(policy, key, 2))
+    draw = jax.jit(jax.vmap(lambda key: controller.sample(policy, key, 2)))
     counts = draw(jax.random.split(jax.random.key(1), 4000))
     assert counts.shape == (4000, 2)
     for layer in range(2):
@@ -42,10 +42,14 @@ def test_what_was_better_than_expected_is_more_likely_afterwards(fresh, sign):
     policy = fresh.critic | {"read": jax.tree.map(jnp.zeros_like, fresh.critic["read"])}
     before = fresh._replace(critic=policy, mean=jnp.float32(0.5), trials=jnp.int32(1))
     counts = jnp.array([2, 0])
-    after = controller.learn(before, counts, jnp.float32(0.5 + sign * 0.5), SGD)
-    change = controller.log_probabilities(after.policy, counts) - controller.log_probabilities(
-        before.policy, counts
-    )
+
+    @jax.jit
+    def learn(before, reward):
+        after = controller.learn(before, counts, reward, SGD)
+        change = controller.log_probabilities(after.policy, counts)
+        return after, change - controller.log_probabilities(before.policy, counts)
+
+    after, change = learn(before, jnp.float32(0.5 + sign * 0.5))
     assert np.all(sign * np.asarray(change) > 1e-3)
     assert float(after.mean) == pytest.approx(0.5 + sign * 0.25)
     assert int(after.trials) == 2
@@ -62,9 +66,12 @@ def test_learns_which_arm_pays():
         reward = jnp.mean((counts == jnp.array([1, 2])).astype(jnp.float32))
         return controller.learn(chooser, counts, reward, tx), reward
 
-    start = controller.init(jax.random.key(0), 3, tx)
-    keys = jax.random.split(jax.random.key(2), 300)
-    after, rewards = jax.jit(lambda c: jax.lax.scan(trial, c, keys))(start)
+    @jax.jit
+    def learned(key):
+        start = controller.init(key, 3, tx)
+        return jax.lax.scan(trial, start, jax.random.split(jax.random.key(2), 300))
+
+    after, rewards = learned(jax.random.key(0))
     assert float(rewards[:30].mean()) < 0.6
     assert float(rewards[-30:].mean()) > 0.9
     assert float(jnp.exp(controller.log_probabilities(after.policy, jnp.array([1, 2])).sum())) > 0.8

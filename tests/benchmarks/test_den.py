@@ -21,7 +21,9 @@ EPOCHS = 80
 @pytest.fixture
 def problem(monkeypatch):
     """Three tasks of four classes, five inputs."""
-    given = narrow_problem(monkeypatch, "den", 5, hidden=(3, 2), learning_rate=RATE)
+    given = narrow_problem(
+        monkeypatch, "den", 5, hidden=(3, 2), learning_rate=RATE, initial_values="uniform"
+    )
     return with_options(given, den_units=2, den_loss=1e-3, den_l1=1e-4, den_group=1e-3, room=8.0)
 
 
@@ -46,7 +48,7 @@ def trained(problem, num_tasks):
         state, _ = jax.lax.scan(lambda s, _: method.step(s, batch, own), state, length=EPOCHS)
         return method.end_task(state, own)
 
-    states = [method.init(jax.random.key(0))]
+    states = [jax.jit(method.init)(jax.random.key(0))]
     for task_id in range(num_tasks):
         states.append(run(states[-1], jnp.int32(task_id)))
     return states[1:]
@@ -70,6 +72,7 @@ def test_where_all_that_drifted_splits_earlier_tasks_stay_bit_for_bit(problem):
     assert [int(jnp.sum(tasks == 0)) for tasks in last.born] == [3, 2]
 
 
+@pytest.mark.slow
 def test_where_nothing_splits_or_is_added_the_network_stays_as_wide(problem):
     first, second = trained(with_options(problem, den_drift=1e9, den_loss=1e9), 2)
     assert float(den.capacity(problem, second)) == 1
@@ -81,10 +84,20 @@ def test_where_nothing_splits_or_is_added_the_network_stays_as_wide(problem):
     assert float(den.capacity(problem, wider)) > 1
 
 
+def in_second_task(problem):
+    """From initial values."""
+    method = den.den(problem)
+
+    @jax.jit
+    def start(key):
+        return method.start_task(method.init(key), task(1), key)
+
+    return start(jax.random.key(0))
+
+
 def before_step(problem, num_steps):
-    """In the second task, after the first was trained and all that is retrained has moved."""
-    (state,) = trained(problem, 1)
-    state = den.den(problem).start_task(state, task(1), jax.random.key(1))
+    """In the second task, where all that is retrained has moved."""
+    state = in_second_task(problem)
     moved = {name: jax.tree.map(lambda p: p * 1.1, state.params[name]) for name in state.old}
     head = jax.tree.map(lambda p: p + 0.1, state.params["head"])
     path = (jnp.array([True, False, True] + [False] * 24), jnp.array([True] + [False] * 17))
@@ -99,9 +112,8 @@ def differs(after, before):
 
 
 def test_a_new_head_is_trained_alone_and_from_zero(problem):
-    (state,) = trained(problem, 1)
     method = den.den(problem)
-    state = method.start_task(state, task(1), jax.random.key(1))
+    state = in_second_task(problem)
     assert not np.any(state.params["head"]["kernels"][1])
     after, _ = jax.jit(lambda s: method.step(s, (X, Y), task(1)))(state)
     assert not any(found.any() for found in differs(after, state).values())
@@ -121,7 +133,7 @@ def test_the_path_is_retrained_by_hand(problem):
         logits = method.apply(state._replace(params=params), X, jnp.int32(1))
         return jnp.mean(problem.losses(logits, Y))
 
-    grads = jax.grad(loss)(state.params)
+    grads = jax.jit(jax.grad(loss))(state.params)
     after, found = jax.jit(lambda s: method.step(s, (X, Y), task(1)))(state)
     np.testing.assert_allclose(found, loss(state.params), rtol=1e-6)
     for name, senders in (("Dense_0", np.ones(5, bool)), ("Dense_1", np.asarray(state.path[0]))):

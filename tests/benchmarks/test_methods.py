@@ -98,7 +98,8 @@ def test_trains_on_the_losses_of_the_problem_and_on_no_others(digits, method):
 
     assert moved(given) > 1e-3
     nothing = given._replace(losses=lambda logits, y: 0 * logits[:, 0])
-    assert moved(nothing) < 1e-5
+    # What decays, or is made sparse, does so without a loss.
+    assert moved(nothing) < 5e-5
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ Y = jnp.argmax(X[:, :4], axis=1)
 @pytest.fixture
 def problem(monkeypatch):
     """Three tasks of four classes, five inputs; a trial takes five steps."""
-    given = narrow_problem(monkeypatch, "rcl", 5, learning_rate=0.2)
+    given = narrow_problem(monkeypatch, "rcl", 5, learning_rate=0.2, initial_values="uniform")
     return given._replace(options=rcl.Rcl(rcl_trials=2, rcl_child=0.25, room=10.0))
 
 
@@ -29,17 +29,17 @@ def task(task_id, epochs=4):
 def after(problem, num_tasks):
     """The states after each of so many tasks."""
     method = rcl.rcl(problem)
-    states = [method.init(jax.random.key(0))]
+
+    @jax.jit
+    def run(state, task_id):
+        own = task(0)._replace(id=task_id, load=lambda i: (X[i], (Y[i] + task_id) % 4))
+        state = method.start_task(state, own, jax.random.key(1))
+        batches = jnp.tile(own.batches, (4, 1))
+        return jax.lax.scan(lambda s, i: method.step(s, own.load(i), own), state, batches)[0]
+
+    states = [jax.jit(method.init)(jax.random.key(0))]
     for task_id in range(num_tasks):
-        own = task(task_id)
-
-        @jax.jit
-        def run(state, own=own):
-            state = method.start_task(state, own, jax.random.key(1))
-            batches = jnp.tile(own.batches, (4, 1))
-            return jax.lax.scan(lambda s, i: method.step(s, own.load(i), own), state, batches)[0]
-
-        states.append(run(states[-1]))
+        states.append(run(states[-1], jnp.int32(task_id)))
     return states[1:]
 
 
@@ -62,11 +62,15 @@ def test_parameters_between_units_of_earlier_tasks_stay_bit_for_bit(problem):
 
 
 def test_units_that_are_added_have_small_weights_from_and_to_them(problem):
-    state = rcl.rcl(problem).init(jax.random.key(0))
-    counts = jnp.array([2, 29])
-    params, born = rcl.grow(
-        problem, state.params, state.born, counts, jnp.int32(1), jax.random.key(2)
-    )
+
+    @jax.jit
+    def grown():
+        state = rcl.rcl(problem).init(jax.random.key(0))
+        counts = jnp.array([2, 29])
+        added = rcl.grow(problem, state.params, state.born, counts, jnp.int32(1), jax.random.key(2))
+        return state, *added
+
+    state, params, born = grown()
     assert [int(jnp.sum(tasks == 1)) for tasks in born] == [2, 29]
     kernel, before = params["Dense_1"]["kernel"], state.params["Dense_1"]["kernel"]
     np.testing.assert_array_equal(kernel[:4, :3], before[:4, :3])
@@ -82,6 +86,7 @@ def test_reward_is_accuracy_less_the_price_of_units():
     np.testing.assert_allclose(found, 0.9 - 3e-2, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_best_child_is_kept(problem):
     """At a price of 1, above all that accuracy can differ by, it has the fewest units."""
     problem = problem._replace(
@@ -98,9 +103,8 @@ def test_the_best_child_is_kept(problem):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(controller, "sample", sample)
         method = rcl.rcl(problem)
-        state = method.init(jax.random.key(0))
-        start = jax.jit(lambda state: method.start_task(state, task(1), jax.random.key(1)))
-        state = jax.block_until_ready(start(state))
+        start = jax.jit(lambda key: method.start_task(method.init(key), task(1), jax.random.key(1)))
+        state = jax.block_until_ready(start(jax.random.key(0)))
         jax.effects_barrier()
     assert len(drawn) == 5
     assert len(set(drawn)) > 1

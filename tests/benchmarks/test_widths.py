@@ -7,18 +7,19 @@ import pytest
 
 from benchmarks.methods.growing import widths
 from tests.benchmarks.small_networks import CONVS, narrow_problem
+from tests.marks import slow_but
 
-SHAPES = [
-    ((5,), {}),
-    ((6, 6, 2), {"convs": CONVS, "hidden": (3,)}),
-    ((4, 4, 1), {"convs": CONVS[:1], "hidden": ()}),
-]
+SHAPES = {
+    "mlp": ((5,), {}),
+    "convolutions": ((6, 6, 2), {"convs": CONVS, "hidden": (3,)}),
+    "no dense layer": ((4, 4, 1), {"convs": CONVS[:1], "hidden": ()}),
+}
 
 
-@pytest.fixture(params=SHAPES, ids=["mlp", "convolutions", "no dense layer"])
+@pytest.fixture(params=slow_but(SHAPES, "mlp", "convolutions"))
 def problem(monkeypatch, request):
-    shape, network = request.param
-    return narrow_problem(monkeypatch, "den", *shape, **network)
+    shape, network = SHAPES[request.param]
+    return narrow_problem(monkeypatch, "den", *shape, initial_values="uniform", **network)
 
 
 def wide(problem, room=3):
@@ -29,9 +30,8 @@ def wide(problem, room=3):
 def with_random(problem, params, born, key):
     """Random values for all that there is no unit for."""
     blank = jax.tree.map(jnp.ones_like, problem.init(jax.random.key(0)))
-    used, _ = widths.widen(
-        problem, blank, [len(b) - la.features for la, b in zip(problem.layers, born, strict=True)]
-    )
+    room = [len(tasks) - la.features for la, tasks in zip(problem.layers, born, strict=True)]
+    used, _ = widths.widen(problem, blank, room)
     return jax.tree.map(
         lambda p, u: jnp.where(u != 0, p, jax.random.normal(key, p.shape)), params, used
     )
@@ -39,35 +39,35 @@ def with_random(problem, params, born, key):
 
 def test_room_changes_nothing(problem):
     """Whatever stands in it."""
-    params, more, born = wide(problem)
     x = jax.random.normal(jax.random.key(1), (4, *problem.input_shape))
-    expected = problem.logits(params, x, jnp.int32(1))
-    found = widths.logits(problem, more, born, x, jnp.int32(1))
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    filled = with_random(problem, more, born, jax.random.key(2))
-    np.testing.assert_allclose(
-        widths.logits(problem, filled, born, x, jnp.int32(1)), expected, atol=1e-6
-    )
-    assert float(widths.capacity(problem, more, born, jnp.int32(3))) == 1
+
+    @jax.jit
+    def found():
+        params, more, born = wide(problem)
+        filled = with_random(problem, more, born, jax.random.key(2))
+        expected = problem.logits(params, x, jnp.int32(1))
+        of = [widths.logits(problem, p, born, x, jnp.int32(1)) for p in (more, filled)]
+        return expected, *of, widths.capacity(problem, more, born, jnp.int32(3))
+
+    expected, empty, filled, share = found()
+    np.testing.assert_allclose(empty, expected, atol=1e-6)
+    np.testing.assert_allclose(filled, expected, atol=1e-6)
+    assert float(share) == 1
 
 
 def test_a_task_has_the_units_that_there_were(problem):
     """Those of the second task count in it and later, not in the first."""
-    _, more, born = wide(problem)
-    filled = with_random(problem, more, born, jax.random.key(2))
-    grown = tuple(widths.add_units(tasks, jnp.int32(2), jnp.int32(1), 3) for tasks in born)
     x = jax.random.normal(jax.random.key(1), (4, *problem.input_shape))
-    differs = [
-        bool(
-            jnp.any(
-                widths.logits(problem, filled, when, x, t)
-                != widths.logits(problem, filled, born, x, t)
-            )
-        )
-        for when in (grown,)
-        for t in range(3)
-    ]
-    assert differs == [False, True, True]
+
+    @jax.jit
+    def differences(task_id):
+        _, more, born = wide(problem)
+        filled = with_random(problem, more, born, jax.random.key(2))
+        grown = tuple(widths.add_units(tasks, jnp.int32(2), jnp.int32(1), 3) for tasks in born)
+        before, after = (widths.logits(problem, filled, b, x, task_id) for b in (born, grown))
+        return jnp.any(before != after)
+
+    assert [bool(differences(jnp.int32(t))) for t in range(3)] == [False, True, True]
 
 
 def test_new_units_take_free_places_as_far_as_there_are():
@@ -82,7 +82,7 @@ def test_new_units_take_free_places_as_far_as_there_are():
 
 def test_capacity_by_hand(monkeypatch):
     """Five inputs, layers of four and three units, three heads of four classes."""
-    problem = narrow_problem(monkeypatch, "den", 5)
+    problem = narrow_problem(monkeypatch, "den", 5, initial_values="uniform")
     _, more, born = wide(problem)
     born = tuple(
         widths.add_units(tasks, jnp.int32(count), jnp.int32(1), 3)
