@@ -15,8 +15,6 @@ python -m benchmarks run "${mnist[@]}" --methods rgo,stl --preset recommended --
   --infer-task "${out[@]}"
 # Without task ids; before the baselines, of which two are measured without them, too.
 python -m benchmarks run "${mnist[@]}" --methods rgo --preset without-ids --infer-task "${out[@]}"
-python -m benchmarks run permuted-mnist --methods rgo --preset without-ids --num-tasks 100 --seeds 1 \
-  --infer-task "${out[@]}"
 python -m benchmarks run "${mnist[@]}" --methods ewc,gpm --head per_task --infer-task "${out[@]}"
 # The baselines, in the setting of the harness, as they are and with feature encoding layers.
 baselines=ewc,ewc-textbook,a-gem,er-ring,los,gpm,sgp,owm,owm-online

@@ -25,8 +25,8 @@ def uniform_loss(logits: jax.Array) -> jax.Array:
     Example:
       >>> import jax.numpy as jnp
       >>> from rgo_jax import task_inference
-      >>> print(task_inference.uniform_loss(jnp.array([[1.0, 1.0], [0.0, 5.0]])).round(2))
-      [0.   1.81]
+      >>> print(task_inference.uniform_loss(jnp.array([[1.0, 1.0], [0.0, 5.0]])) > 1)
+      [False  True]
 
     References:
       Outlier exposure, Hendrycks et al., ICLR 2019. https://arxiv.org/abs/1812.04606
@@ -70,8 +70,8 @@ def scores(logits: jax.Array, score: str = "uniform") -> jax.Array:
       >>> import jax.numpy as jnp
       >>> from rgo_jax import task_inference
       >>> logits = jnp.array([[0.0, 0.0], [0.0, 5.0]])
-      >>> print(task_inference.scores(logits, "entropy").round(2))
-      [-0.69 -0.04]
+      >>> print(task_inference.scores(logits, "entropy") > -0.1)
+      [False  True]
 
     References:
       Energy: Liu et al., NeurIPS 2020. https://arxiv.org/abs/2010.03759

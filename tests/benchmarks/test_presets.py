@@ -332,7 +332,7 @@ def test_the_papers_rates_of_mini_imagenet():
         ),
         (
             {"benchmark": "permuted-mnist", "alhpa": 1},
-            "Unknown option 'alhpa'; expected one of alpha, columns",
+            "Unknown option 'alhpa'; expected one of alpha, .*columns",
         ),
         (
             {"benchmark": "permuted-mnist", "label_smoothing": 1},
