@@ -27,9 +27,10 @@ def small(method="rgo", **changes):
 @pytest.mark.parametrize("head", slow_but(HEADS, "shared"))
 def test_every_method_runs_under_every_head_policy(digits, method, head):
     # LOS trains a third of the last units in each task, OWM while training projects across the task
-    # at hand too, HAT begins each epoch with gates half open, and the authors' initial values are
-    # smaller: all need longer.
-    slow = method in ("los", "owm-online", "hat") or METHODS[method].setting == "authors"
+    # at hand too, HAT begins each epoch with gates half open, DEN and RCL train most of the network
+    # in a part of the steps only, and the authors' initial values are smaller: all need longer.
+    longer = ("los", "owm-online", "hat", "den", "rcl")
+    slow = method in longer or METHODS[method].setting == "authors"
     if head_of(method, head) != head:
         pytest.skip("refused, as tests/benchmarks/test_capacity.py has it")
     config = small(method, head=head, epochs=8 if slow else 2)
