@@ -26,7 +26,7 @@ def problem(monkeypatch):
     )._replace(options=options)
 
 
-def trained(method, num_tasks, num_steps=40):
+def trained(method, num_tasks, num_steps=80):
     """After so many tasks, in each of which the same examples have other labels."""
 
     @jax.jit

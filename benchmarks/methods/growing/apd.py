@@ -22,6 +22,7 @@ from benchmarks.methods.growing.decomposition import (
     Leaves,
     best_tau,
     biases_of,
+    common,
     cut,
     gate,
     kernels_of,
@@ -111,6 +112,11 @@ def apd(problem: Problem) -> Method:
     Adam, as published, keeps two moments of every task's parameters: on Permuted MNIST a step took
     thirty times as long and was no more accurate.
 
+    Gates begin at a half, in each task. The shared part begins at twice the network's initial
+    values and a task's own at 0, so a task begins with what all have in common. In the authors'
+    program its own part begins as the shared one: here the shared part then grows from task to
+    task, and later ones are learned less and less.
+
     A step costs what SGD's does and one pass over what each earlier task owns.
     """
     options: Apd = problem.options
@@ -119,7 +125,9 @@ def apd(problem: Problem) -> Method:
 
     def init(key: jax.Array) -> ApdState:
         params = problem.init(key)
-        sigma, biases = kernels_of(params), biases_of(params)
+        # Behind gates of a half: the first kernels are the network's.
+        sigma = {name: 2 * leaf for name, leaf in kernels_of(params).items()}
+        params, biases = replaced(params, sigma), biases_of(params)
         v = {name: jnp.zeros(leaf.shape[-1]) for name, leaf in sigma.items()}
 
         def rows(leaves: Leaves, count: int) -> Leaves:
@@ -132,7 +140,8 @@ def apd(problem: Problem) -> Method:
             cluster={name: jnp.full(problem.num_tasks, -1) for name in sigma},
             biases=rows(biases, problem.num_tasks),
         )
-        return ApdState(params, sigma, v, kept, jnp.int32(0), jnp.int32(0))
+        tau = jax.tree.map(jnp.zeros_like, sigma)
+        return ApdState(params, tau, v, kept, jnp.int32(0), jnp.int32(0))
 
     def start_task(state: ApdState, task: Task, key: jax.Array) -> ApdState:
         del task, key
@@ -143,8 +152,8 @@ def apd(problem: Problem) -> Method:
                 for name in sigma
             }
         )
-        v = {name: jnp.zeros_like(leaf) for name, leaf in state.v.items()}
-        return state._replace(tau=sigma, v=v, kept=kept)
+        tau, v = jax.tree.map(jnp.zeros_like, (state.tau, state.v))
+        return state._replace(tau=tau, v=v, kept=kept)
 
     def step(
         state: ApdState, batch: tuple[jax.Array, jax.Array], task: Task
@@ -230,7 +239,7 @@ def apd(problem: Problem) -> Method:
         kernels = {
             name: masked(kept, sigma, name)[0]
             + cut(own(kept, sigma, name, l1, l2)[0], l1)
-            + _common(kept.cluster[name], state.kept.shared[name])[0]
+            + common(kept.cluster[name], state.kept.shared[name])[0]
             for name in sigma
         }
         biases = {name: leaf[0] for name, leaf in kept.biases.items()}
@@ -268,19 +277,13 @@ def own(kept: Kept, sigma: Leaves, name: str, l1: float, l2: float) -> jax.Array
     return best_tau(kept.target[name] - masked(kept, sigma, name), l1, l2)
 
 
-def _common(cluster: jax.Array, shared: jax.Array) -> jax.Array:
-    """What each task has in common with its cluster, ``[tasks, *kernel]``."""
-    is_in = (cluster >= 0).reshape(-1, *(1,) * (shared.ndim - 1))
-    return jnp.where(is_in, shared[cluster], 0)
-
-
 def _cluster(kept: Kept, sigma: Leaves, num_tasks: jax.Array, options: Apd) -> Kept:
     """Clusters what the finished tasks own; what is alike in a cluster is kept once."""
     found = kept._replace(target=dict(kept.target), shared=dict(kept.shared), cluster={})
     for name in sigma:
         shape = kept.shared[name].shape
         tau = own(kept, sigma, name, options.apd_lambda_1, options.apd_lambda_2)
-        tau += _common(kept.cluster[name], kept.shared[name])
+        tau += common(kept.cluster[name], kept.shared[name])
         rows = tau.reshape(len(tau), -1)
         cluster = clusters.assign(
             rows, kept.cluster[name], num_tasks, _NEW_CLUSTERS * num_tasks // options.apd_every

@@ -66,6 +66,12 @@ def retain(
     return sigma - rate * mask * jnp.clip(slope, -l1, l1)
 
 
+def common(cluster: jax.Array, shared: jax.Array) -> jax.Array:
+    """What each task has in common with its cluster, ``[tasks, *kernel]``."""
+    is_in = (cluster >= 0).reshape(-1, *(1,) * (shared.ndim - 1))
+    return jnp.where(is_in, shared[cluster], 0)
+
+
 def kernels_of(params: Any) -> Leaves:
     """What is decomposed: all but heads and vectors."""
     return {name: leaf for name, leaf in _body(params).items() if leaf.ndim > 1}
