@@ -5,14 +5,26 @@ key alone (`base.on_problem`), and give it a line in `METHODS`; the training loo
 seeds, the evaluation and the tables take it from there.
 """
 
+from functools import partial
+
 from benchmarks.methods import baselines, los, rgo, sgd
 from benchmarks.methods.base import MethodSpec as MethodSpec
 from benchmarks.methods.base import Problem as Problem
 from benchmarks.methods.growing import apd, den, hat, pgn, rcl, trgp
 
+_rgo = partial(
+    MethodSpec,
+    rgo.rgo,
+    setting="authors",
+    options=rgo.Rgo,
+    unused_encodings=rgo.unused_encodings,
+)
+# Those that add to the network or divide it know which task they are at by its head.
+_growing = partial(MethodSpec, fel=False, heads=("per_task",))
+
 METHODS = {
-    "rgo": MethodSpec(rgo.rgo, "RGO", fel=True, setting="authors", options=rgo.Rgo),
-    "rgo-2": MethodSpec(rgo.rgo, "RGO-2", fel=False, setting="authors", options=rgo.Rgo),
+    "rgo": _rgo("RGO", fel=True),
+    "rgo-2": _rgo("RGO-2", fel=False),
     "sgd": MethodSpec(
         sgd.sgd,
         "SGD",
@@ -41,56 +53,10 @@ METHODS = {
     "owm": MethodSpec(baselines.owm, "OWM", fel=False),
     "sgp": MethodSpec(baselines.sgp, "SGP", fel=False),
     "owm-online": MethodSpec(baselines.owm_online, "OWM, online", fel=False),
-    "pgn": MethodSpec(
-        pgn.pgn,
-        "PGN",
-        fel=False,
-        options=pgn.Pgn,
-        capacity=pgn.capacity,
-        heads=("per_task",),
-        plain_network=True,
-    ),
-    "den": MethodSpec(
-        den.den,
-        "DEN",
-        fel=False,
-        options=den.Den,
-        capacity=den.capacity,
-        heads=("per_task",),
-        plain_network=True,
-    ),
-    "rcl": MethodSpec(
-        rcl.rcl,
-        "RCL",
-        fel=False,
-        options=rcl.Rcl,
-        capacity=rcl.capacity,
-        heads=("per_task",),
-        plain_network=True,
-    ),
-    "apd": MethodSpec(
-        apd.apd,
-        "APD",
-        fel=False,
-        options=apd.Apd,
-        capacity=apd.capacity,
-        heads=("per_task",),
-    ),
-    "hat": MethodSpec(
-        hat.hat,
-        "HAT",
-        fel=False,
-        options=hat.Hat,
-        capacity=hat.capacity,
-        heads=("per_task",),
-        plain_network=True,
-    ),
-    "trgp": MethodSpec(
-        trgp.trgp,
-        "TRGP",
-        fel=False,
-        options=trgp.Trgp,
-        capacity=trgp.capacity,
-        heads=("per_task",),
-    ),
+    "pgn": _growing(pgn.pgn, "PGN", options=pgn.Pgn, capacity=pgn.capacity, plain_network=True),
+    "den": _growing(den.den, "DEN", options=den.Den, capacity=den.capacity, plain_network=True),
+    "rcl": _growing(rcl.rcl, "RCL", options=rcl.Rcl, capacity=rcl.capacity, plain_network=True),
+    "apd": _growing(apd.apd, "APD", options=apd.Apd, capacity=apd.capacity),
+    "hat": _growing(hat.hat, "HAT", options=hat.Hat, capacity=hat.capacity, plain_network=True),
+    "trgp": _growing(trgp.trgp, "TRGP", options=trgp.Trgp, capacity=trgp.capacity),
 }

@@ -160,6 +160,12 @@ def check_momentum(value: float) -> None:
         raise ValueError(f"--momentum is {value}; expected 0 to below 1.")
 
 
+def _no_encodings(options: Any) -> int:
+    """Of methods that train under those of the tasks."""
+    del options
+    return 0
+
+
 class MethodSpec(NamedTuple):
     """An entry of `benchmarks.methods.METHODS`.
 
@@ -179,6 +185,8 @@ class MethodSpec(NamedTuple):
         of a network for each task.
       heads: the head policies that it works with, keys of `benchmarks.networks.layers.HEADS`; None
         for all.
+      unused_encodings: from its options to how many encodings (FEL) it trains under that no task
+        has; a method that does so needs feature encoding layers.
       plain_network: whether it needs ``Problem.layers``, with biases that all tasks train and
         without feature encoding in between.
     """
@@ -194,6 +202,7 @@ class MethodSpec(NamedTuple):
     batch_norm: bool = False
     capacity: Callable[[Problem, Any], jax.Array] | None = None
     heads: tuple[str, ...] | None = None
+    unused_encodings: Callable[[Any], int] = _no_encodings
     plain_network: bool = False
 
     def make_options(self, given: Mapping[str, Any]) -> Any:

@@ -19,7 +19,7 @@ from benchmarks.methods.base import (
     option,
     sgd_optimizer,
 )
-from benchmarks.methods.unused import unsure_if_unused
+from benchmarks.methods.unused import COUNT, unsure_if_unused
 from rgo_jax import baselines
 
 COLUMNS = ("mean", "sum", "signs", "each")
@@ -71,6 +71,11 @@ class Rgo:
             check_positive("unused_weight", self.unused_weight)
         if self.curvature_batches is not None:
             check_count("curvature_batches", self.curvature_batches)
+
+
+def unused_encodings(options: Rgo) -> int:
+    """Those that no task has and the network learns to be unsure under."""
+    return COUNT if options.unused_weight else 0
 
 
 def rgo(problem: Problem) -> baselines.Method:

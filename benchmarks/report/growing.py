@@ -26,8 +26,9 @@ _INTRODUCTION = """
 The methods that the paper sets beside RGO in Table 2, and later ones that share a network among
 tasks in other ways; all of them know which task an example is of, and have a head for each.
 *Capacity* is how many numbers a method has in use after the last task, over those of the network
-with its heads; RGO has the network's own. The paper's numbers for PGN, DEN, RCL and APD are those
-of APD's publication, whose program trains on images with their bytes out of order (`--scrambled`).
+with its heads; RGO has the network's own. The paper's numbers for PGN, DEN, RCL and APD agree
+with those published for the superclasses. APD's program trains on images with their bytes out of
+order, so they stand beside `--scrambled`.
 """
 
 

@@ -45,8 +45,7 @@ def _name(method: str) -> str:
 
 
 def _has_fel(result: Result) -> bool:
-    chosen = result.config.fel
-    return METHODS[result.method].fel if chosen is None else chosen
+    return result.config.has_fel(METHODS[result.method].fel)
 
 
 def _cell(result: Result | None) -> str:

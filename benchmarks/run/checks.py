@@ -50,11 +50,6 @@ def check(config: Config, spec: MethodSpec, dataset: Dataset, num_seeds: int = 1
             f"Network {config.network!r} has batch normalisation, whose averages {spec.label} does "
             "not keep. Choose --network resnet-18."
         )
-    if config.options.get("unused_weight") and not config.has_fel(spec.fel):
-        raise ValueError(
-            f"--unused-weight is {config.options['unused_weight']}, but {spec.label} here has no "
-            "feature encoding layers. Add --fel, or leave it out."
-        )
     _check_suits_method(config, spec)
     sequence = sequence_of(config, dataset)
     check_input(config.network, sequence.input_shape)
@@ -85,7 +80,7 @@ def check(config: Config, spec: MethodSpec, dataset: Dataset, num_seeds: int = 1
 
 
 def _check_suits_method(config: Config, spec: MethodSpec) -> None:
-    """Finds out whether a method works with the head and on the network.
+    """Finds out whether a method works with the head, with or without FEL, and on the network.
 
     Raises:
       ValueError: it does not.
@@ -94,6 +89,12 @@ def _check_suits_method(config: Config, spec: MethodSpec) -> None:
         raise ValueError(
             f"--head is {config.head}, with which {spec.label} does not work. Choose --head "
             f"{' or '.join(spec.heads)}."
+        )
+    options = spec.make_options(config.options)
+    if spec.unused_encodings(options) and not config.has_fel(spec.fel):
+        raise ValueError(
+            f"{spec.label} is to train under encodings that no task uses, but has no feature "
+            f"encoding layers here. Add --fel, or change what of its options asks for it: {options}."
         )
     if not spec.plain_network:
         return

@@ -180,16 +180,15 @@ def functions(config: Config, spec: MethodSpec, dataset: Dataset) -> Functions:
         key = jax.random.fold_in(keys.tasks, k)
         examples = tasks.draw_batches(key, pool, count, epochs=1, batch_size=count).ravel()
         method, load = method_of(keys), loader(keys, data, "test", k)
+        x, y = jax.lax.map(load, _in_batches(examples, evaluation_batch))
 
         def outputs(task_id: jax.Array) -> jax.Array:
-            batches = _in_batches(examples, evaluation_batch)
-            logits = jax.lax.map(
-                lambda batch: method.apply(state, load(batch)[0], task_id), batches
-            )
+            logits = jax.lax.map(lambda batch: method.apply(state, batch, task_id), x)
             return logits.reshape(-1, logits.shape[-1])[:count]
 
         logits = jax.lax.map(outputs, jnp.arange(config.num_tasks))
-        return inference.decide(logits, load(examples)[1], k, num_seen, sequence.own_classes)
+        labels = y.ravel()[:count]
+        return inference.decide(logits, labels, k, num_seen, sequence.own_classes)
 
     of_state = spec.capacity
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks.data import tasks
-from benchmarks.methods import MethodSpec, Problem, unused
+from benchmarks.methods import MethodSpec, Problem
 from benchmarks.methods.base import NO_STATISTICS, Statistics
 from benchmarks.networks import feed_forward
 from benchmarks.networks.architectures import ARCHITECTURES
@@ -23,9 +23,10 @@ def make_problem(
     batch_norm = ARCHITECTURES[config.network].batch_norm
     # XLA's CPU backend draws a task's permutations before a scan over its steps by itself, and need
     # not draw those of other tasks; others would draw them in each step.
+    options = spec.make_options(config.options)
     fel_table = None
     if jax.default_backend() != "cpu":
-        fel_table = config.num_tasks + (unused.COUNT if config.options.get("unused_weight") else 0)
+        fel_table = config.num_tasks + spec.unused_encodings(options)
     network: Any = ARCHITECTURES[config.network].build(
         num_classes=sequence.num_classes,
         num_tasks=config.num_tasks,
@@ -92,7 +93,7 @@ def make_problem(
         freeze=freeze,
         losses=partial(cross_entropies, smoothing=config.label_smoothing),
         learning_rate=config.learning_rate_schedule(),
-        options=spec.make_options(config.options),
+        options=options,
         dataset=dataset,
         input_shape=sequence.input_shape,
         num_classes=sequence.num_classes,

@@ -65,8 +65,8 @@ def halve(
     Args:
       apply_fn: as for `logits_by_task`.
       params: its parameters.
-      x: ``[b, ...]``: one group of examples. With fewer than ``first * tasks`` the last
-        comparison is among several tasks.
+      x: ``[b, ...]``: one group of examples. With fewer than ``first * (tasks - 1)`` the
+        last comparison is among several tasks.
       tasks: as for `logits_by_task`.
       score: as for `scores`.
       first: how many examples all tasks see.
@@ -91,8 +91,7 @@ def halve(
     if not 1 <= first <= len(x):
         raise ValueError(f"first is {first}; expected 1 to {len(x)}, the number of examples.")
     ids = _ids(tasks)
-    totals = jnp.zeros(len(ids), x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32)
-    begin, size = 0, first
+    totals, begin, size = jnp.zeros(len(ids)), 0, first
     while True:
         logits = logits_by_task(apply_fn, params, x[begin : begin + size], ids)
         totals += jnp.sum(scores(logits, score), axis=1)

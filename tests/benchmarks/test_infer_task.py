@@ -207,7 +207,9 @@ def test_a_table_has_room_for_unused_encodings(digits, monkeypatch):
 
 def test_unused_encodings_need_encodings(digits):
     config = two_tasks("rgo-2", num_tasks=2, unused_weight=0.5)
-    with pytest.raises(ValueError, match=r"--unused-weight is 0\.5, but RGO-2 here has no"):
+    with pytest.raises(
+        ValueError, match=r"RGO-2 is to train under .* Add --fel, .*unused_weight=0\.5"
+    ):
         checks.check(config, METHODS["rgo-2"], digits)
 
 

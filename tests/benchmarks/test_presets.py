@@ -332,7 +332,8 @@ def test_the_papers_rates_of_mini_imagenet():
         ),
         (
             {"benchmark": "permuted-mnist", "alhpa": 1},
-            "Unknown option 'alhpa'; expected one of alpha, .*columns",
+            "Unknown option 'alhpa'; expected one of alpha, apd_beta, apd_decay, apd_every, "
+            "apd_lambda_1, apd_lambda_2, columns",
         ),
         (
             {"benchmark": "permuted-mnist", "label_smoothing": 1},

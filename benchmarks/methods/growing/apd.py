@@ -109,8 +109,8 @@ def apd(problem: Problem) -> Method:
     two penalties with corners, so what is sparse is exactly 0. What earlier tasks own is at each
     step the minimum that the shared part leaves: these parameters meet in the penalty alone, which
     gives it in closed form. Plain steps would diverge where the rate times lambda_2 is above 2.
-    Adam, as published, keeps two moments of every task's parameters: on Permuted MNIST a step took
-    thirty times as long and was no more accurate.
+    Adam, as published, would keep two moments of every task's parameters, and each step would pass
+    over all of them.
 
     Gates begin at a half, in each task. The shared part begins at twice the network's initial
     values and a task's own at 0, so a task begins with what all have in common. In the authors'

@@ -143,10 +143,11 @@ def capacity(problem: Problem, params: Any, born: Born, num_tasks: jax.Array) ->
       born: when units are born.
       num_tasks: int32 scalar, how many tasks are finished. Heads of tasks to come have all units.
     """
-    inputs, used = jnp.ones(problem.input_shape[-1]), jnp.float32(0)
+    # Whole numbers, so that a network that has not grown has exactly its own.
+    inputs, used = jnp.ones(problem.input_shape[-1], int), jnp.int32(0)
     for layer, tasks in zip(problem.layers, born, strict=True):
         own = params[layer.name]
-        units = (tasks < problem.num_tasks).astype(jnp.float32)
+        units = (tasks < problem.num_tasks).astype(int)
         places = by_unit(own["kernel"], len(inputs)).shape[0]
         used += (places * jnp.sum(inputs) + ("bias" in own)) * jnp.sum(units)
         inputs = units
