@@ -17,16 +17,13 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as cli
-from benchmarks.run import checkpoints as checkpoint_files
-from benchmarks.run import inference, provenance, results, train
+from benchmarks.run import provenance, results, train
 from benchmarks.run.checkpoints import Checkpoints
-from benchmarks.run.measurements import Measurements, no_measurements
-from benchmarks.run.train import Progress
+from tests.benchmarks.made_progress import ORIGIN, progress
 from tests.compiling import XLA_FLAG
 
 ROOT = Path(__file__).parent.parent.parent
 RUN = ["run", "permuted-digits", "--methods", "sgd,rgo", "--seeds", "3", "--num-tasks", "6"]
-ORIGIN = {"commit": "a" * 40, "versions": {"jax": "1"}, "device": "d", "command": "c", "date": ""}
 
 
 def kill_after_second_task(out):
@@ -112,23 +109,6 @@ def test_results_of_other_data_stay_and_resume_does_not_hide_an_unfinished_run(t
     Checkpoints(finished.with_suffix(".checkpoint"), {"head": "x"}, ORIGIN).save(progress(1, 0.5))
     assert cli.main([*run, "--resume"]) == 2
     assert "a checkpoint of another run" in capsys.readouterr().err
-
-
-def progress(tasks_done, value, size=3):
-    return Progress(
-        tasks_done=tasks_done,
-        measured=Measurements(
-            r=np.full((1, 2, 2), value),
-            initial=np.full((1, 2), value / 2),
-            train=np.full((1, 2), np.nan),
-            capacity=np.full(1, value),
-            losses=np.array([[1 / 3, value]]),
-            task_seconds=np.zeros(2),
-            compile_seconds=1.5,
-            inference=inference.not_measured(1, 2),
-        ),
-        state={"w": jnp.full((1, size), value), "count": jnp.full(1, tasks_done)},
-    )
 
 
 # What file systems allow, and one or the other library takes for a pattern, an escape or markup.
@@ -287,67 +267,3 @@ def test_a_disk_that_fills_up_is_told_with_what_to_do(tmp_path, monkeypatch, cap
     error = capsys.readouterr().err
     assert "sgd_num_tasks=6_seeds=3.checkpoint'. What had been saved is whole. Make room" in error
     assert "--resume goes on" in error
-
-
-def test_a_checkpoint_from_before_a_field_has_its_default(tmp_path):
-    path = tmp_path / "run"
-    Checkpoints(path, {"head": "shared"}, ORIGIN).save(progress(1, 0.5))
-    now = {"head": "shared", "label_smoothing": 0.0}
-    assert Checkpoints(path, now, ORIGIN).restore(progress(0, 0.0)).tasks_done == 1
-    with pytest.raises(ValueError, match=r"its label_smoothing is 0\.0; this one's is 0\.1"):
-        Checkpoints(path, now | {"label_smoothing": 0.1}, ORIGIN).restore(progress(0, 0.0))
-
-
-@pytest.mark.parametrize("content", [b"", b"5", b"PK\3\4", np.random.default_rng(0).bytes(3000)])
-def test_foreign_and_corrupt_checkpoints_are_refused(tmp_path, content):
-    path = tmp_path / "run"
-    Checkpoints(path, {"head": "shared"}, ORIGIN).save(progress(1, 0.5))
-    with pytest.raises(ValueError, match="its head is 'shared'; this one's is 'frozen'"):
-        Checkpoints(path, {"head": "frozen"}, ORIGIN).restore(progress(0, 0.0))
-    for damaged in (content, path.read_bytes()[: len(content)]):
-        path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"the checkpoint cannot be read .* Delete it to beg"):
-            Checkpoints(path, {"head": "shared"}, ORIGIN).restore(progress(0, 0.0))
-        assert path.read_bytes() == damaged  # nothing is removed
-
-
-def test_a_file_from_before_all_of_this_was_measured(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "run", {}, ORIGIN)
-    checkpoints.save(progress(1, 0.5))
-    with np.load(tmp_path / "run") as file:
-        later = ("initial", "capacity", "inference", "digest")
-        content = {name: file[name] for name in file if not name.startswith(later)}
-    with (tmp_path / "run").open("wb") as file:
-        np.savez(file, **content, digest=np.array(checkpoint_files._digest(content)))
-    fresh = progress(0, 0.0)
-    fresh = fresh._replace(measured=no_measurements(1, 2))
-    restored = checkpoints.restore(fresh)
-    assert restored.tasks_done == 1
-    assert np.isnan(restored.measured.initial).all()
-    assert np.isnan(restored.measured.capacity).all()
-    assert all(np.isnan(x).all() for x in restored.measured.inference)
-    np.testing.assert_array_equal(restored.measured.r, 0.5)
-
-
-def test_a_state_of_another_program_is_refused(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "run", {}, ORIGIN)
-    checkpoints.save(progress(1, 0.5))
-    fresh = progress(0, 0.0)
-    for state in ({"v": jnp.zeros((1, 3))}, fresh.state | {"w": jnp.zeros((1, 4))}):
-        with pytest.raises(ValueError, match="its state is "):
-            checkpoints.restore(fresh._replace(state=state))
-
-
-def test_a_whole_result_wins_over_a_checkpoint_that_cannot_be_read(tmp_path, monkeypatch, capsys):
-    run = ["run", "permuted-digits", "--methods", "sgd", "--seeds", "1", "--num-tasks", "2"]
-    run += ["--resume", "--out", str(tmp_path)]
-    r, per_task = np.array([[[0.5, np.nan], [0.5, 0.5]]]), np.full((1, 2), 0.5)
-    whole = no_measurements(1, 2)._replace(r=r, train=per_task, losses=per_task)
-    monkeypatch.setattr(train, "run", lambda *args: whole)
-    assert cli.main(run) == 0
-    (result,) = tmp_path.glob("*/*.json")
-    result.with_suffix(".checkpoint").write_text("cut short")
-    monkeypatch.setattr(train, "run", None)
-    capsys.readouterr()
-    assert cli.main(run) == 0
-    assert "the checkpoint cannot be read" in capsys.readouterr().out
