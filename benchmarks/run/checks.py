@@ -94,7 +94,7 @@ def _check_suits_method(config: Config, spec: MethodSpec) -> None:
     if spec.unused_encodings(options) and not config.has_fel(spec.fel):
         raise ValueError(
             f"{spec.label} is to train under encodings that no task uses, but has no feature "
-            f"encoding layers here. Add --fel, or change what of its options asks for it: {options}."
+            f"encoding layers here. Add --fel, or change the option that asks for it: {options}."
         )
     if not spec.plain_network:
         return

@@ -156,4 +156,6 @@ def capacity(problem: Problem, params: Any, born: Born, num_tasks: jax.Array) ->
     seen = jnp.sum(born[-1][None] <= last[:, None])
     places = kernels.shape[1] // len(inputs)
     used += places * seen * problem.num_classes + biases.size
-    return used / network_size(problem)
+    size = network_size(problem)
+    # XLA may divide by multiplying with the inverse, which rounds.
+    return used // size + (used % size) / size
