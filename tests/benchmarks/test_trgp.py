@@ -69,6 +69,7 @@ def test_tasks_with_a_large_share_of_the_gradient_are_trusted(gradient, tasks):
     "layer",
     [
         linen.Dense(3),
+        linen.Dense(40),  # fewer rows than outputs: another order of products
         linen.Conv(3, (2, 2), strides=2, padding="VALID"),
         nn.DenseGeneral((3, 2), axis=(-2, -1)),
     ],

@@ -107,7 +107,7 @@ def capacity(problem: Problem, state: PgnState) -> jax.Array:
         layer: {name: leaf[0].size for name, leaf in own.items()}
         for layer, own in state.params.items()
     }
-    columns = problem.num_tasks * sum(own["kernel"] + own["bias"] for own in sizes.values())
+    columns = problem.num_tasks * sum(own["kernel"] + own.get("bias", 0) for own in sizes.values())
     adapters = 0
     for own in (own for own in sizes.values() if "lateral" in own):
         fixed = sum(own[name] for name in ("scale", "squeeze_bias", "lateral"))
@@ -140,7 +140,6 @@ def init_columns(problem: Problem, key: jax.Array) -> Columns:
                 # A fully connected layer receives each channel once for every pixel.
                 fan_in = below * (fan_in // all_below)
             own = {"kernel": cut(kernel, fan_in, width)}
-            own["bias"] = jnp.zeros(width)
             if "bias" in whole[layer.name]:
                 own["bias"] = whole[layer.name]["bias"][:width]
             if all_below is not None:
@@ -238,7 +237,7 @@ def layer_of(
       features: ``[num_tasks, b, ..., width]``: what that layer gives in all columns; None below
         the first.
     """
-    z = pre_activation(layer, own["kernel"], own["bias"], x)
+    z = pre_activation(layer, own["kernel"], own.get("bias"), x)
     if features is None:
         return z
     is_older = jnp.arange(len(features)) < index

@@ -137,21 +137,45 @@ def in_regions(regions: Mapping[str, Region]) -> contextlib.AbstractContextManag
         region = regions.get("/".join(context.module.path))
         if region is None or context.method_name != "__call__":
             return outputs
-        return outputs + _change(context.module, region, *args).reshape(outputs.shape)
+        return outputs + _change(context.module, region, args[0], outputs.size)
 
     return nn.intercept_methods(scale)
 
 
-def _change(layer: Any, region: Region, x: jax.Array) -> jax.Array:
-    """``x sum_j B_j (Q_j - I) B_j' W`` as ``[..., m]``, for whatever products the layer has."""
+def _change(layer: Any, region: Region, x: jax.Array, size: int) -> jax.Array:
+    """``x sum_j B_j (Q_j - I) B_j' W``, for whatever products the layer has.
+
+    Args:
+      layer: the module.
+      region: its.
+      x: what it receives.
+      size: how many numbers it gives.
+
+    Returns:
+      The shape of what the layer gives.
+    """
     bases, held = jax.lax.stop_gradient((region.bases, region.held))
     d, regions, r = bases.shape
-    # The axes of the kernel that the layer sums over come first.
+    width = held.shape[-1]
+    change = region.scale - jnp.eye(r)[None]
+    # The axes of the kernel that the layer sums over come first, then those of what it gives.
     shape = layer.variables["params"]["kernel"].shape
     summed = next(i for i in range(len(shape)) if math.prod(shape[:i]) == d)
-    kernel = bases.reshape(*shape[:summed], regions * r)
-    alike = layer.clone(features=regions * r, use_bias=False, parent=None, name=None)
-    within = alike.apply({"params": {"kernel": kernel}}, x)
-    by_region = within.reshape(*within.shape[:-1], regions, r)
-    moved = jnp.einsum("...jr,jrs->...js", by_region, region.scale - jnp.eye(r)[None])
-    return moved.reshape(within.shape) @ held.reshape(regions * r, -1)
+
+    def product(kernel: jax.Array) -> jax.Array:
+        """``x kernel [d, n]`` as ``[..., n]``."""
+        features = kernel.shape[1]
+        alike = layer.clone(features=features, use_bias=False, parent=None)
+        params = {"kernel": kernel.reshape(*shape[:summed], features)}
+        return jnp.asarray(alike.apply({"params": params}, x))
+
+    if size // width > width:
+        # Many positions, as of a convolution: to change the kernel is cheaper.
+        scaled = jnp.einsum("jrs,jsm->jrm", change, held)
+        changed = product(bases.reshape(d, -1) @ scaled.reshape(-1, width))
+    else:
+        within = product(bases.reshape(d, -1))
+        by_region = within.reshape(*within.shape[:-1], regions, r)
+        moved = jnp.einsum("...jr,jrs->...js", by_region, change)
+        changed = moved.reshape(within.shape) @ held.reshape(-1, width)
+    return changed.reshape(*changed.shape[:-1], *shape[summed:])
